@@ -1,0 +1,1 @@
+"""The laboratory: corpora, training, checkpoints, generation, and pictures of what was learned."""
