@@ -1,0 +1,107 @@
+"""ModelConfig: the one description of a model that the spec, the twin, the checkpoints and the command line share."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["decoder", "encoder", "encoder_decoder"]
+Position = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
+Norm = Literal["layer", "rms"]
+NormPosition = Literal["pre", "post"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"]
+Attention = Literal["softmax", "linear"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape and choices of one transformer. Raises ValueError for a combination that has no meaning."""
+
+    kind: Kind = "decoder"
+    """decoder: causal language model; encoder: bidirectional; encoder_decoder: sequence to sequence."""
+    vocabulary: int = 65
+    """V, number of different tokens."""
+    context: int = 64
+    """Longest sequence, in tokens."""
+    width: int = 128
+    """D, numbers per token in the residual stream."""
+    layers: int = 4
+    """L, blocks in each stack."""
+    heads: int = 4
+    """H, attention heads; must divide the width."""
+    key_value_heads: int | None = None
+    """G, heads that keep keys and values: None for H (multi-head), 1 for multi-query, between for grouped-query."""
+    feed_forward: int | None = None
+    """F, numbers per token inside the feed-forward layer; None for 4 D."""
+    position: Position = "learned"
+    """How order enters: added (sinusoidal, learned), rotated (rotary), as a penalty on distance (alibi), or not at all."""
+    norm: Norm = "layer"
+    """LayerNorm or RMSNorm."""
+    norm_position: NormPosition = "pre"
+    """pre: x + f(Norm(x)), with a final norm; post: Norm(x + f(x)), as in the 2017 paper, without one."""
+    norm_epsilon: float = 1e-5
+    """Added to the variance, inside the root."""
+    activation: Activation = "gelu_tanh"
+    """Nonlinearity of the feed-forward layer; swiglu has a gate, a third weight."""
+    attention: Attention = "softmax"
+    """softmax, quadratic in the length, or linear (feature map elu + 1)."""
+    window: int | None = None
+    """Self-attention sees positions at a distance below this many tokens; None for all."""
+    qk_norm: bool = False
+    """RMSNorm of each head's queries and keys, before the rotation."""
+    softcap: float | None = None
+    """Scores become softcap * tanh(score / softcap); None for no cap."""
+    bias: bool = True
+    """Biases in linear layers and in LayerNorm."""
+    tied: bool = True
+    """The output projection reuses the token embedding."""
+    scale_embedding: bool = False
+    """Multiply the token embedding by sqrt(D), as in section 3.4 of the 2017 paper."""
+    dropout: float = 0.0
+    """Probability of dropping a unit: after the embedding and after each sub-layer."""
+    initial_deviation: float = 0.02
+    """Standard deviation of the initial weights (with scale_embedding, 1/sqrt(D) for the embedding)."""
+    zero_projections: bool = False
+    """Start the last linear map of each sub-layer at zero, so that every block starts as the identity."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocabulary", "context", "width", "layers", "heads"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
+        groups = self.key_value_heads
+        _require(
+            groups is None or (groups >= 1 and self.heads % groups == 0),
+            "key_value_heads",
+            f"a divisor of the heads {self.heads}",
+            groups,
+        )
+        _require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "at least 1", self.feed_forward)
+        _require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
+        _require(self.softcap is None or self.softcap > 0, "softcap", "above 0", self.softcap)
+        _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
+        _require(self.norm_epsilon > 0, "norm_epsilon", "above 0", self.norm_epsilon)
+        _require(self.initial_deviation >= 0, "initial_deviation", "at least 0", self.initial_deviation)
+        if self.position == "rotary":
+            _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", self.heads)
+        if self.attention == "linear":
+            _require(self.position not in ("rotary", "alibi"), "position", "added positions for linear attention", self.position)
+            _require(self.window is None, "window", "none for linear attention", self.window)
+            _require(self.softcap is None, "softcap", "none for linear attention", self.softcap)
+
+    @property
+    def head_width(self) -> int:
+        """K, numbers per token in one head."""
+        return self.width // self.heads
+
+    @property
+    def key_heads(self) -> int:
+        """G with its default filled in."""
+        return self.heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
+    def inner_width(self) -> int:
+        """F with its default filled in."""
+        return 4 * self.width if self.feed_forward is None else self.feed_forward
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
