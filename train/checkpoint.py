@@ -1,0 +1,99 @@
+"""Checkpoints: one safetensors file holds arrays and, as JSON in its header, everything that belongs to them.
+
+A run has two. `model.safetensors` has the weights, the shape of the model and its vocabulary: it alone suffices to write
+text, with either twin. `state.safetensors` has in addition what resuming needs: optimizer moments, random streams, step.
+Each is whole in itself and is replaced in one step, so a crash at any moment leaves the old file or the new one, never
+a mixture. Nothing here can run code when it is read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from reference_numpy.config import ModelConfig
+
+FORMAT = "twinformer"
+VERSION = 1
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes `path` such that it always holds either its old content or all of the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # the content must be on the disk before the name points to it
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
+    """Writes named arrays with `extra` (JSON values) in the header, atomically. `kind` says which checkpoint this is."""
+    header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "extra": json.dumps(extra)}
+    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=header))
+
+
+def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the extra values of a checkpoint of this `kind`.
+
+    Raises: ValueError when the file is missing, truncated, not safetensors, or not a checkpoint of ours of this kind."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a checkpoint, found no such file")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            _check_header(path, kind, header)
+            extra = json.loads(header["extra"])
+            return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
+
+
+def save_model(path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig, symbols: str, step: int) -> None:
+    """Writes the weights with all that is needed to use them: shape of the model, vocabulary, number of updates."""
+    save_arrays(path, "model", parameters, {"model": asdict(config), "symbols": symbols, "step": step})
+
+
+def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, str]:
+    """Weights, shape of the model and symbols of the vocabulary from a file that `save_model` wrote.
+
+    Raises: ValueError as `load_arrays`, and when the arrays are not those of the model that the header describes."""
+    parameters, extra = load_arrays(path, "model")
+    try:
+        config, symbols = ModelConfig(**extra["model"]), str(extra["symbols"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected the description of a model in the header, got none that fits ({error})") from error
+    check_shapes(path, parameters, config)
+    return parameters, config, symbols
+
+
+def check_shapes(path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
+    """Raises ValueError unless the arrays have exactly the names and shapes that `config` asks for."""
+    from reference_numpy.parameters import parameter_shapes
+
+    expected = parameter_shapes(config)
+    for name in [*expected, *parameters]:
+        wanted = expected.get(name, "no such array")
+        got = parameters[name].shape if name in parameters else "no such array"
+        if wanted != got:
+            raise ValueError(f"{path}: {name}: expected {wanted}, got {got}")
+
+
+def _check_header(path: Path, kind: str, header: Mapping[str, str]) -> None:
+    if header.get("format") != FORMAT or "extra" not in header:
+        raise ValueError(f"{path}: expected a checkpoint that twinformer wrote, got a safetensors file from elsewhere")
+    if header.get("version") != str(VERSION):
+        raise ValueError(f"{path}: expected checkpoint version {VERSION}, got {header.get('version')!r}")
+    if header.get("kind") != kind:
+        raise ValueError(f"{path}: expected a checkpoint of kind {kind!r}, got {header.get('kind')!r}")

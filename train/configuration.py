@@ -1,0 +1,284 @@
+"""What a user can choose: one frozen dataclass per command, one docstring per option, presets as data.
+
+The command line (cli.py), `presets.toml` and a run's `config.json` all fill in the same dataclasses; a wrong name or value
+in any of them is a ValueError of one line. This module imports neither numpy nor torch, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+
+from reference_numpy.config import Kind, ModelConfig
+
+Backend = Literal["torch", "numpy"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["float32", "float64", "bfloat16"]
+Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
+
+PRESETS_FILE = Path(__file__).with_name("presets.toml")
+CONFIG_FILE = "config.json"
+RUN_FORMAT = "twinformer run 1"
+
+
+@dataclass(frozen=True)
+class ModelOptions(ModelConfig):
+    """The model's options that a user chooses; the text decides how many symbols there are."""
+
+    kind: Annotated[Kind, tyro.conf.Suppress] = "decoder"
+    vocabulary: Annotated[int, tyro.conf.Suppress] = 1
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a character-level language model on a text, with either twin."""
+
+    preset: str = "default"
+    """Named set of values for the options below, from train/presets.toml; options given here override it."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    """The model."""
+    corpus: str = "shakespeare"
+    """Text to learn: shakespeare, tinyshakespeare, or the path of a UTF-8 text file."""
+    validation_fraction: float = 0.1
+    """Part of the text, at its end, that is kept for validation (fraction of its characters)."""
+    batch: int = 12
+    """Sequences per micro-batch."""
+    accumulate: int = 1
+    """Micro-batches per step; the gradient is that of one batch of batch * accumulate sequences."""
+    steps: int = 2000
+    """Optimizer steps in total."""
+    schedule: Schedule = "cosine"
+    """How the learning rate runs over the steps, after the warm-up; noam takes the learning rate as its factor."""
+    learning_rate: float = 1e-3
+    """Peak learning rate (change per step, relative to the normalised gradient)."""
+    minimum_learning_rate: float = 1e-4
+    """Learning rate at the last step, for cosine and stable_decay."""
+    warmup: int = 100
+    """Steps over which the learning rate climbs to its peak."""
+    decay: int = 0
+    """Steps over which the learning rate falls at the end, for stable_decay."""
+    beta1: float = 0.9
+    """AdamW: decay per step of the mean of gradients."""
+    beta2: float = 0.99
+    """AdamW: decay per step of the mean of squared gradients."""
+    epsilon: float = 1e-8
+    """AdamW: added to the root of the mean square (same unit as a gradient)."""
+    weight_decay: float = 0.1
+    """Share of a matrix that a step removes, per unit of learning rate; vectors are not decayed."""
+    clip_norm: float = 1.0
+    """Longest gradient over all parameters (norm, nats per token and unit of parameter); 0 for no limit."""
+    label_smoothing: float = 0.0
+    """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
+    evaluate_every: int = 250
+    """Steps between estimates of the validation loss; 0 for none before the end."""
+    evaluation_batch: int = 64
+    """Sequences per batch in evaluation; affects speed only."""
+    evaluation_characters: int = 20_000
+    """Characters in an estimate of the validation loss during training; the final one always takes all."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; 0 for one at the end only."""
+    log_every: int = 10
+    """Steps between records in log.jsonl."""
+    sample_length: int = 1000
+    """Characters of the sample that is written at the end."""
+    seed: int = 0
+    """Seed of all random streams (non-negative integer)."""
+    backend: Backend = "torch"
+    """Twin that trains: torch (fast) or numpy (the spec)."""
+    device: Device = "auto"
+    """Where torch computes; auto is cuda where there is one, else mps, else cpu."""
+    dtype: Dtype = "float32"
+    """Number format; bfloat16 (torch only) computes in bfloat16 and keeps float32 parameters."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to the libraries."""
+    output: str | None = None
+    """Folder for what the run leaves; None for the first free runs/PRESET-NUMBER."""
+    overwrite: bool = False
+    """Replace the run that the output folder holds."""
+    resume: str | None = None
+    """Folder of a run to go on with; its own options apply where none is given here."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate", "steps", "evaluation_batch", "evaluation_characters", "log_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("warmup", "decay", "evaluate_every", "checkpoint_every", "sample_length", "seed", "threads"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in ("minimum_learning_rate", "weight_decay", "clip_norm"):
+            _require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
+        for name in ("learning_rate", "epsilon"):
+            _require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
+        for name in ("beta1", "beta2", "label_smoothing"):
+            _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
+        _require(self.decay <= self.steps, "decay", f"at most the steps {self.steps}", self.decay)
+        _require(self.model.kind == "decoder", "kind", "decoder for a language model", self.model.kind)
+        if self.backend == "numpy":
+            _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
+            _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Write text with a trained model."""
+
+    run: str
+    """Folder of the run whose model writes."""
+    prompt: str = "\n"
+    """Text to go on from; every character must be in the model's vocabulary."""
+    length: int = 500
+    """Characters to write."""
+    temperature: float = 0.8
+    """Divides the logits: below 1 is safer, above 1 wilder, 0 always takes the likeliest character (no unit)."""
+    top_k: int = 0
+    """Choose among this many likeliest characters; 0 for all."""
+    top_p: float = 1.0
+    """Choose among the likeliest characters that together have this probability; 1 for all."""
+    seed: int = 0
+    """Seed of the choice (non-negative integer)."""
+    backend: Backend = "torch"
+    """Twin that writes."""
+    device: Device = "auto"
+    """Where torch computes."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.prompt) >= 1, "prompt", "at least one character", repr(self.prompt))
+        _require(self.length >= 0, "length", "at least 0", self.length)
+        _require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
+        _require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
+        _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Draw what every head of every layer attends to in a text."""
+
+    run: str
+    """Folder of the run whose model reads."""
+    text: str
+    """Text to read; at most as many characters as the model's context."""
+    output: str = "attention.png"
+    """Image file to write (its ending chooses the format)."""
+    backend: Backend = "torch"
+    """Twin that reads."""
+    device: Device = "auto"
+    """Where torch computes."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.text) >= 1, "text", "at least one character", repr(self.text))
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Compare loss and gradients of the two twins, tensor by tensor; exit status 1 if any is out of bounds."""
+
+    run: str | None = None
+    """Folder of the run whose model and text are compared; None to take the preset with fresh parameters."""
+    preset: str = "default"
+    """Preset whose model is compared when no run is given."""
+    batch: int = 2
+    """Sequences in the batch that is compared."""
+    seed: int = 0
+    """Seed of the batch and of fresh parameters (non-negative integer)."""
+
+    def __post_init__(self) -> None:
+        _require(self.batch >= 1, "batch", "at least 1", self.batch)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+def preset(name: str) -> TrainConfig:
+    """The options of a preset from presets.toml.
+
+    Raises: ValueError when there is no such preset, or the file has an unknown option or a value of the wrong type."""
+    with PRESETS_FILE.open("rb") as file:
+        presets = tomllib.load(file)
+    if name not in presets:
+        raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
+    return train_config({"preset": name, **presets[name]}, f"{PRESETS_FILE.name} [{name}]")
+
+
+def train_config(options: Mapping[str, Any], where: str) -> TrainConfig:
+    """A TrainConfig from flat options, model and training side by side as on the command line; `where` names their source."""
+    of_model = {option.name for option in fields(ModelOptions)}
+    model = from_mapping(ModelOptions, {name: value for name, value in options.items() if name in of_model}, where)
+    return from_mapping(TrainConfig, {"model": model, **{n: v for n, v in options.items() if n not in of_model}}, where)
+
+
+def flat_options(config: TrainConfig) -> dict[str, Any]:
+    """The options of a TrainConfig side by side; `train_config` is the inverse."""
+    options = asdict(config)
+    return {**options.pop("model"), **options}
+
+
+def with_vocabulary(config: TrainConfig, vocabulary: int) -> TrainConfig:
+    """The same options for a text of so many different symbols."""
+    return replace(config, model=replace(config.model, vocabulary=vocabulary))
+
+
+def read_run_config(run: Path) -> TrainConfig:
+    """The options of an existing run.
+
+    Raises: ValueError when `run` is not the folder of a run, or its config.json is not one of ours."""
+    path = run / CONFIG_FILE
+    if not path.is_file():
+        raise ValueError(f"run: expected the folder of a run, with its {CONFIG_FILE}, got {str(run)!r}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != RUN_FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        options = dict(content["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: expected the configuration of a {RUN_FORMAT!r}, got something else ({error})") from error
+    return train_config(options, str(path))
+
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
+    """Builds a dataclass from names and values; `where` names their source in errors.
+
+    Raises: ValueError for a name that the dataclass lacks, or a value that its type does not allow."""
+    hints = get_type_hints(cls)
+    for name, value in options.items():
+        if name not in hints:
+            raise ValueError(f"{where}: {name}: expected the name of an option, got an unknown one")
+        if not _fits(value, hints[name]):
+            raise ValueError(f"{where}: {name}: expected {_describe(hints[name])}, got {value!r}")
+    try:
+        return cls(**options)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value read from TOML or JSON may stand where the annotation `hint` is; an integer may stand for a float."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return getattr(hint, "__name__", str(hint))
+
+
+def _require(holds: bool, name: str, expected: str, got: object) -> None:
+    if not holds:
+        raise ValueError(f"{name}: expected {expected}, got {got}")

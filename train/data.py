@@ -1,0 +1,75 @@
+"""Tokens in, batches out: the split, random windows for training, and windows that cover the validation split once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Batch(NamedTuple):
+    """Inputs and what comes next: both (B, T) integers, `targets[b, t]` follows `tokens[b, t]` in the text."""
+
+    tokens: np.ndarray
+    targets: np.ndarray
+
+
+class Split(NamedTuple):
+    """The two parts of a text, (N,) integers each; validation is the end, so no training window can look into it."""
+
+    training: np.ndarray
+    validation: np.ndarray
+
+
+def split_tokens(tokens: np.ndarray, validation_fraction: float, context: int) -> Split:
+    """Cuts (N,) tokens into the first part for training and the last `validation_fraction` for validation.
+
+    The cut is at floor(N * (1 - fraction)), as nanoGPT does it, so that figures can be compared.
+
+    Raises: ValueError when a part is too short for one window of `context` characters and the character after it."""
+    # A product such as 1000 * (1 - 0.1) must not land below the integer that is meant, hence the rounding.
+    cut = int(round(len(tokens) * (1.0 - validation_fraction), 6))
+    split = Split(tokens[:cut], tokens[cut:])
+    for name, part in split._asdict().items():
+        if len(part) <= context:
+            raise ValueError(
+                f"context: expected fewer characters than the {name} split has ({len(part)} of {len(tokens)}), got {context}"
+            )
+    return split
+
+
+def random_batch(tokens: np.ndarray, context: int, sequences: int, generator: np.random.Generator) -> Batch:
+    """`sequences` windows of `context` tokens from (N,) tokens, each start as likely as any other, with replacement."""
+    starts = generator.integers(0, len(tokens) - context, size=sequences)
+    windows = tokens[starts[:, None] + np.arange(context + 1)]  # (B, T + 1)
+    return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def covering_batches(tokens: np.ndarray, context: int, sequences: int) -> Iterator[Batch]:
+    """Non-overlapping windows over (N,) tokens that predict every token but the first exactly once.
+
+    Full windows come in batches of at most `sequences`; what remains at the end is one shorter window by itself, so that
+    there is no padding. Which windows there are does not depend on `sequences`."""
+    full = (len(tokens) - 1) // context
+    for first in range(0, full, sequences):
+        yield _windows(tokens, context, np.arange(first, min(first + sequences, full)))
+    rest = tokens[full * context :]
+    if len(rest) > 1:
+        yield Batch(rest[None, :-1], rest[None, 1:])
+
+
+def sampled_batches(tokens: np.ndarray, context: int, sequences: int, characters: int, generator: np.random.Generator) -> list[Batch]:
+    """At least `characters` predictions from distinct windows of the cover, drawn once; all full windows if that is not enough.
+
+    This is the quick estimate during training. The draw is fixed for a run, so that the curve does not jitter."""
+    full = (len(tokens) - 1) // context
+    count = min(full, -(-characters // context))
+    chosen = np.sort(generator.choice(full, size=count, replace=False))
+    return [_windows(tokens, context, chosen[first : first + sequences]) for first in range(0, count, sequences)]
+
+
+def _windows(tokens: np.ndarray, context: int, indices: np.ndarray) -> Batch:
+    """The windows number `indices` of the cover as one batch."""
+    windows = tokens[indices[:, None] * context + np.arange(context + 1)]  # (B, T + 1)
+    return Batch(windows[:, :-1], windows[:, 1:])
