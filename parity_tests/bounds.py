@@ -1,0 +1,777 @@
+"""Rounding-error bounds derived by running the text of the spec itself: a probabilistic running error analysis.
+
+The spec is dtype-polymorphic, so it also runs on `Tracked`, an array type that carries beside each value what the
+roundings of a given format would do to it. No tolerance is chosen anywhere: it follows from the operations performed.
+
+**One rounding.** In a format with unit roundoff u the result y of an operation is y (1 + d), |d| <= u (Higham, Accuracy
+and Stability of Numerical Algorithms, 2nd ed., eq. 2.4), plus at most one smallest subnormal where products, quotients
+or exponentials may underflow (eq. 2.8). d is modelled as random with mean zero, uniform in +-u: its standard deviation
+is u / sqrt(3). Elementary functions (exp, log, tanh, ...) of a library are granted twice that, an error of one ulp.
+
+**A contraction of n terms p_1 .. p_n**, in any order, blocking or tree, with or without FMA: every partial sum is the
+sum of a subset of the terms, so none exceeds m = max(sum of positive terms, sum of negative terms)
+= (sum |p_i| + |sum p_i|) / 2. There are n - 1 additions, each with variance at most u^2 m^2 / 3, and the n products
+together have at most u^2 sum p_i^2 / 3 <= 2 u^2 m^2 / 3. Independent and of mean zero, their variances add:
+deviation <= sqrt(n + 1) u m / sqrt(3). The growth with sqrt(n) instead of n is that of Higham and Mary, A New Approach
+to Probabilistic Rounding Error Analysis, SISC 2019, theorem 2.4; that dependence of later on earlier errors does no harm
+is Connolly, Higham and Mary, Stochastic Rounding and its Probabilistic Backward Error Analysis, SISC 2021 (martingale).
+
+**Propagation with all correlations.** Adding up variances elementwise would be wrong wherever one rounded quantity is
+used twice: x * x, y = x + f(x), the one 1/sigma of a row of LayerNorm, a bias seen by every row. Adding up absolute
+values (any correlation) is right and hopelessly slack after a few layers. So an element does not carry a variance but
+`SKETCHES` signed first-order errors, each one consistent draw of all roundings: every rounding event of deviation s
+adds +-s, with its own sign in every sketch, and the sketches propagate like any perturbation. Their root mean square is
+an unbiased sketch of the variance, correlations included, as in affine arithmetic with random projections
+(Achlioptas, Database-friendly random projections, 2003) or Monte Carlo arithmetic (Parker, 1997).
+
+**Equal values round equally.** The sign is a hash of (operation, mantissa of the result), not a random draw: elements
+of one operation that are equal up to a power of two round with the same relative error, as in the machine. Constant
+rows, repeated tokens and broadcast inputs are therefore not credited with an averaging that does not happen. The
+instrument is deterministic.
+
+**Confidence.** The true error and the K sketches of it are draws of (nearly) one Gaussian, so error / rms(sketches)
+follows Student's t with K degrees of freedom; the bound is the two-sided quantile for `FAILURE_PROBABILITY` per element
+times the deviation. For a single rounding, where Gauss does not apply, that is above the worst case u |y|.
+
+**Limits.** First order except in exp, log, sqrt, products, quotients and maxima, which are propagated exactly; so
+relative deviations must stay well below 1. Decisions (x > 0) are those of the true values; `undecided` counts those
+that rounding could turn. A rounding that is systematically biased is not covered beyond the confidence factor (long
+sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64 deviation. Overflow in the
+format, where the truth does not overflow, is not modelled: it fails the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+SKETCHES = 32  # signed error draws per element; at most 64, the bits of one hash
+FAILURE_PROBABILITY = 1e-9  # per compared element, two-sided
+TWIN_FACTOR = 2.0  # the twin may round up to 4 times where the spec rounds once (variances add: sqrt(4) = 2)
+ELEMENTARY = 2.0  # an elementary function is off by at most about one ulp = 2 u
+LONGDOUBLE_IS_WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
+
+_NOISE = np.dtype([("sketch", np.float64, (SKETCHES,))])  # one element of noise per element of value: same shape
+_BITS = np.arange(SKETCHES, dtype=np.uint64)
+
+
+class Format(NamedTuple):
+    """A floating-point format: round to nearest, gradual underflow."""
+
+    name: str
+    precision: int  # bits of the significand, the hidden one included
+    smallest_exponent: int  # the smallest subnormal is 2**smallest_exponent
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Half the distance from 1 to the next number."""
+        return 2.0**-self.precision
+
+    @property
+    def smallest_subnormal(self) -> float:
+        """The error of one underflow; 0 where float64 cannot hold it (longdouble)."""
+        return 2.0**self.smallest_exponent if self.smallest_exponent >= -1074 else 0.0
+
+
+FORMATS = {
+    "bfloat16": Format("bfloat16", 8, -133),
+    "float16": Format("float16", 11, -24),
+    "float32": Format("float32", 24, -149),
+    "float64": Format("float64", 53, -1074),
+    "longdouble": Format("longdouble", np.finfo(np.longdouble).nmant + 1, -16445),
+}
+
+
+def format_of(name: str | np.dtype[Any] | type) -> Format:
+    """The format called `name` ("float32", np.float32, "torch.bfloat16", ...)."""
+    text = name if isinstance(name, str) else np.dtype(name).name
+    text = "longdouble" if text in ("float96", "float128") else text.removeprefix("torch.")
+    if text not in FORMATS:
+        raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {name!r}")
+    return FORMATS[text]
+
+
+def unit_roundoff(name: str) -> float:
+    """Half the distance from 1 to the next number of the format."""
+    return format_of(name).unit_roundoff
+
+
+def smallest_subnormal(name: str) -> float:
+    """The smallest positive number of the format."""
+    return format_of(name).smallest_subnormal
+
+
+def student_tail(t: float, degrees: int) -> float:
+    """P(|T| > t) of Student's t with an even number of degrees of freedom (Abramowitz and Stegun, 26.7.4)."""
+    theta = math.atan2(t, math.sqrt(degrees))
+    term = total = 1.0
+    for k in range(1, degrees // 2):
+        term *= (2 * k - 1) / (2 * k) * math.cos(theta) ** 2
+        total += term
+    return 1.0 - math.sin(theta) * total
+
+
+def student_quantile(probability: float, degrees: int) -> float:
+    """The t with P(|T| > t) = probability, by bisection."""
+    low, high = 0.0, 1e6
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, degrees) > probability else (low, middle)
+    return high
+
+
+CONFIDENCE = student_quantile(FAILURE_PROBABILITY, SKETCHES)
+
+
+class Ledger:
+    """What one run of the analysis counts: rounding operations (they salt the signs) and fragile decisions."""
+
+    operations = 0
+    undecided = 0
+
+    @classmethod
+    def reset(cls) -> None:
+        """Start a run: makes its signs independent of what ran before."""
+        cls.operations = cls.undecided = 0
+
+
+def _signs(value: np.ndarray) -> np.ndarray:
+    """+-1 of shape value.shape + (SKETCHES,): a hash of the operation and the mantissa, odd in the value."""
+    Ledger.operations += 1
+    mantissa = np.frexp(np.abs(value))[0].astype(np.float64)
+    bits = np.atleast_1d(mantissa).view(np.uint64).reshape(value.shape)
+    bits = bits + np.uint64(Ledger.operations * 0x9E3779B97F4A7C15 % 2**64)  # splitmix64 (Steele et al., 2014)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits = bits ^ (bits >> np.uint64(31))
+    signs = 1.0 - 2.0 * ((bits[..., None] >> _BITS) & np.uint64(1)).astype(np.float64)
+    return np.where(value < 0, -1.0, 1.0)[..., None] * signs
+
+
+def _narrow(value: np.ndarray) -> np.ndarray:
+    """The value in float64 with an axis for the sketches: enough, since it only scales errors."""
+    return np.asarray(value, dtype=np.float64)[..., None]
+
+
+def _is_plain_number(x: object) -> bool:
+    return isinstance(x, (bool, int, float, np.ndarray, np.generic)) and np.asarray(x).dtype.kind in "biuf"
+
+
+class Tracked(NDArrayOperatorsMixin):
+    """An array of true values with the rounding errors that computing it in `format` would have made.
+
+    `value`: longdouble, the truth. `noise`: same shape, `SKETCHES` signed errors per element. Structural functions act on
+    both alike, so views, indexing and assignment behave as in NumPy. Whatever has no rule raises TypeError.
+    """
+
+    def __init__(self, value: np.ndarray, noise: np.ndarray, format: Format) -> None:
+        self.value, self.noise, self.format = value, noise, format
+
+    # ---- what a test reads
+
+    @property
+    def sketches(self) -> np.ndarray:
+        """The signed errors, shape self.shape + (SKETCHES,), float64; a view."""
+        sketches: np.ndarray = self.noise["sketch"]
+        return sketches
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation of the rounding error of each element."""
+        scale = np.abs(self.sketches).max(axis=-1, initial=0.0)  # scaled, since squares of tiny errors underflow
+        safe = np.where(scale > 0, scale, 1.0)
+        return safe * np.sqrt(((self.sketches / safe[..., None]) ** 2).mean(axis=-1)) * (scale >= 0)
+
+    def bound(self, factor: float = 1.0) -> np.ndarray:
+        """What the error of each element exceeds with probability FAILURE_PROBABILITY at most; times factor."""
+        return factor * CONFIDENCE * self.deviation
+
+    def __repr__(self) -> str:
+        return f"Tracked({self.value!r}, deviation={self.deviation!r}, format={self.format.name})"
+
+    # ---- what the spec asks of an array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.value.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        return self.value.size
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """longdouble: tables and constants that the spec makes in x.dtype are then part of the truth."""
+        return self.value.dtype
+
+    @property
+    def real(self) -> Tracked:
+        return self
+
+    @property
+    def T(self) -> Tracked:
+        return self.transpose()
+
+    @property
+    def mT(self) -> Tracked:
+        return self.swapaxes(-1, -2)
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+    def __iter__(self) -> Iterator[Tracked]:
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, *args: object, **kwargs: object) -> np.ndarray:
+        raise TypeError(
+            "Tracked: would lose its error bound here (np.asarray, or assignment into a plain array: "
+            "make that array with np.zeros_like or np.empty_like)"
+        )
+
+    def _cannot_convert(self) -> Any:
+        raise TypeError("Tracked: conversion to a Python number would lose its error bound")
+
+    __float__ = __int__ = __index__ = __complex__ = _cannot_convert
+
+    def __bool__(self) -> bool:
+        return bool(self.value)
+
+    def __getitem__(self, index: Any) -> Tracked:
+        return self._both(lambda a: a[_plain_index(index)])
+
+    def __setitem__(self, index: Any, item: Any) -> None:
+        lifted = self._lift(item)
+        self.value[_plain_index(index)] = lifted.value
+        self.noise[_plain_index(index)] = lifted.noise
+
+    def transpose(self, *axes: Any) -> Tracked:
+        return self._both(lambda a: a.transpose(*axes))
+
+    def reshape(self, *shape: Any, **kwargs: Any) -> Tracked:
+        return self._both(lambda a: a.reshape(*shape, **kwargs))
+
+    def swapaxes(self, first: int, second: int) -> Tracked:
+        return self._both(lambda a: a.swapaxes(first, second))
+
+    def squeeze(self, axis: Any = None) -> Tracked:
+        return self._both(lambda a: a.squeeze(axis))
+
+    def ravel(self) -> Tracked:
+        return self._both(lambda a: a.ravel())
+
+    flatten = ravel
+
+    def copy(self, order: Any = "C") -> Tracked:
+        return self._both(lambda a: a.copy(order))
+
+    def astype(self, dtype: Any, copy: bool = True) -> Tracked:
+        if np.dtype(dtype) != self.dtype:
+            raise TypeError(f"Tracked.astype: only to its own dtype, got {dtype}")
+        return self.copy() if copy else self
+
+    def take(self, indices: Any, axis: Any = None) -> Tracked:
+        return self._both(lambda a: a.take(indices, axis))
+
+    def repeat(self, repeats: Any, axis: Any = None) -> Tracked:
+        return self._both(lambda a: a.repeat(repeats, axis))
+
+    def sum(self, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
+        return _sum(self, axis, keepdims, **kwargs)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tracked:
+        total = _sum(self, axis, keepdims)
+        return total / (self.size / max(total.size, 1))
+
+    def max(self, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
+        return _extremum(np.maximum, self, axis, keepdims, **kwargs)
+
+    def min(self, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
+        return _extremum(np.minimum, self, axis, keepdims, **kwargs)
+
+    def cumsum(self, axis: Any = None) -> Tracked:
+        return _cumsum(self, axis)
+
+    def argmax(self, axis: Any = None, keepdims: bool = False) -> Any:
+        return self.value.argmax(axis, keepdims=keepdims)
+
+    # ---- how the rest reaches its rule
+
+    def _both(self, function: Callable[[np.ndarray], np.ndarray]) -> Tracked:
+        # [()] of a structured array is a scalar without views: keep arrays, also 0-d ones
+        return Tracked(np.asarray(function(self.value)), np.asarray(function(self.noise), dtype=_NOISE), self.format)
+
+    def _lift(self, x: Any) -> Tracked:
+        """A constant as the format holds it: exact if representable, else one rounding off."""
+        if isinstance(x, Tracked):
+            if x.format != self.format:
+                raise ValueError(f"format: expected {self.format.name}, got {x.format.name}")
+            return x
+        if not _is_plain_number(x):
+            raise TypeError(f"Tracked: cannot be combined with {type(x).__name__} {getattr(x, 'dtype', '')}".rstrip())
+        return _constant(np.asarray(x), self.format)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        out, where = kwargs.pop("out", (None,))[0], kwargs.pop("where", True)
+        if out is not None and not isinstance(out, Tracked):
+            raise TypeError(f"Tracked: {ufunc.__name__} cannot write into a plain array (make it with np.zeros_like)")
+        with np.errstate(all="ignore"):
+            if method == "__call__":
+                if kwargs:
+                    raise TypeError(f"Tracked: {ufunc.__name__} has no rule for {', '.join(kwargs)}")
+                result = self._call(ufunc, inputs)
+            elif method == "reduce" and ufunc is np.add:
+                result, where = _sum(*inputs, **{"axis": 0, **kwargs, "where": where}), True
+            elif method == "reduce" and ufunc in (np.maximum, np.minimum):
+                result, where = _extremum(ufunc, *inputs, **{"axis": 0, **kwargs, "where": where}), True
+            elif method == "accumulate" and ufunc is np.add:
+                result = _cumsum(*inputs, **{"axis": 0, **kwargs})
+            elif method == "reduceat" and ufunc is np.add:
+                result = _sum_segments(*inputs, **kwargs)
+            elif method == "at" and ufunc is np.add:
+                return _add_at(*inputs)
+            else:
+                raise TypeError(f"Tracked: no rule for {ufunc.__name__}.{method}")
+        return result if out is None and where is True else _write(result, out, where)
+
+    def _call(self, ufunc: np.ufunc, inputs: tuple[Any, ...]) -> Any:
+        if ufunc in _PREDICATES:
+            return ufunc(*(x.value if isinstance(x, Tracked) else x for x in inputs))
+        operands = [self._lift(x) for x in inputs]
+        if ufunc in _COMPARISONS:
+            if ufunc not in (np.equal, np.not_equal):  # those ask for a special value (-inf, 0, no change)
+                difference = operands[0] - operands[1]
+                Ledger.undecided += int((np.abs(difference.value) < difference.bound()).sum())
+            return ufunc(operands[0].value, operands[1].value)
+        if ufunc in _CONTRACTIONS:
+            return _contract(ufunc, *operands, terms=operands[0].shape[-1])
+        if ufunc is np.power:
+            return _power(inputs[0], inputs[1])
+        if ufunc not in _RULES:
+            raise TypeError(f"Tracked: no rule for {ufunc.__name__}")
+        value = np.asarray(ufunc(*(x.value for x in operands)))
+        sketches, roundings, underflows = _RULES[ufunc](value, *operands)
+        return _rounded(value, sketches, roundings * np.abs(value), self.format, underflows)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            if function in _ON_VALUES:
+                return function(*_only(_values, args), **_only(_values, kwargs))
+            if function in _STRUCTURAL:
+                return self._structural(function, args, kwargs)
+            if function in _FUNCTIONS:
+                return _FUNCTIONS[function](*args, **kwargs)
+        raise TypeError(f"Tracked: no rule for {function.__module__}.{function.__name__}")
+
+    def _structural(self, function: Any, args: Any, kwargs: Any) -> Any:
+        if function in (np.concatenate, np.stack):
+            args = ([self._lift(x) for x in args[0]], *args[1:])
+        values = function(*_only(_values, args), **_only(_values, kwargs))
+        noises = function(*_only(_noises, args), **_only(_noises, kwargs))
+        if isinstance(values, (list, tuple)):
+            return [Tracked(v, n, self.format) for v, n in zip(values, noises, strict=True)]
+        return Tracked(np.asarray(values), np.asarray(noises, dtype=_NOISE), self.format)
+
+
+def _plain_index(index: Any) -> Any:
+    if isinstance(index, Tracked) or (isinstance(index, tuple) and any(isinstance(i, Tracked) for i in index)):
+        raise TypeError("Tracked: cannot be an index")
+    return index
+
+
+def _values(x: Tracked) -> np.ndarray:
+    return x.value
+
+
+def _noises(x: Tracked) -> np.ndarray:
+    return x.noise
+
+
+def _only(part: Callable[[Tracked], np.ndarray], tree: Any) -> Any:
+    """The tree with every Tracked replaced by its part."""
+    if isinstance(tree, Tracked):
+        return part(tree)
+    if isinstance(tree, (list, tuple)):
+        return type(tree)([_only(part, x) for x in tree])
+    return {k: _only(part, v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _pack(value: np.ndarray, sketches: np.ndarray, format: Format) -> Tracked:
+    """Non-finite values carry no error: they must match exactly."""
+    noise = np.empty(value.shape, _NOISE)
+    noise["sketch"] = np.where(np.isfinite(value)[..., None], sketches, 0.0)
+    return Tracked(np.asarray(value, dtype=np.longdouble), noise, format)
+
+
+def _rounded(value: np.ndarray, sketches: Any, amplitude: np.ndarray, format: Format, underflows: Any = 0) -> Tracked:
+    """Add a rounding of u * amplitude, and `underflows` smallest subnormals where the value is not exactly 0."""
+    size = format.unit_roundoff * np.asarray(amplitude, dtype=np.float64)
+    size = (size + format.smallest_subnormal * underflows * (value != 0)) / math.sqrt(3.0)
+    return _pack(value, sketches + size[..., None] * _signs(value), format)
+
+
+def _constant(array: np.ndarray, format: Format) -> Tracked:
+    value = array.astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        scaled = np.ldexp(np.frexp(value)[0], format.precision)
+        inexact = (scaled != np.rint(scaled)) & np.isfinite(value)
+        if not inexact.any():
+            return Tracked(value, np.zeros(value.shape, _NOISE), format)
+        return _rounded(value, 0.0, np.abs(value) * inexact, format)
+
+
+# ---- elementwise rules: (value, operands) -> sketches of the result, roundings in units of u |value|, underflows
+
+
+def _multiply(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, int]:
+    return _narrow(a.value) * b.sketches + a.sketches * (_narrow(b.value) + b.sketches), 1.0, 1
+
+
+def _divide(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, int]:
+    return (a.sketches - _narrow(value) * b.sketches) / (_narrow(b.value) + b.sketches), 1.0, 1
+
+
+def _square_root(value: np.ndarray, a: Tracked) -> tuple[np.ndarray, float, int]:
+    denominator = np.sqrt(np.maximum(_narrow(a.value) + a.sketches, 0.0)) + _narrow(value)
+    return np.where(a.sketches == 0, 0.0, a.sketches / denominator), 1.0, 0
+
+
+def _choose(ufunc: np.ufunc) -> Callable[..., tuple[np.ndarray, float, int]]:
+    """max(a + da, b + db) - m, m = max(a, b), as max((a - m) + da, (b - m) + db): exact also near a tie."""
+
+    def rule(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, int]:
+        return ufunc(_narrow(a.value - value) + a.sketches, _narrow(b.value - value) + b.sketches), 0.0, 0
+
+    return rule
+
+
+def _linear(coefficient: Callable[..., Any], roundings: float, underflows: int) -> Callable[..., Any]:
+    """The rule of a function of one argument with the derivative coefficient(value, argument)."""
+
+    def rule(value: np.ndarray, a: Tracked) -> tuple[np.ndarray, float, int]:
+        # 0 * inf: an exact argument keeps its zero error whatever the slope
+        return np.where(a.sketches == 0, 0.0, _narrow(coefficient(value, a.value)) * a.sketches), roundings, underflows
+
+    return rule
+
+
+_RULES: dict[np.ufunc, Callable[..., tuple[np.ndarray, float, int]]] = {
+    np.add: lambda value, a, b: (a.sketches + b.sketches, 1.0, 0),
+    np.subtract: lambda value, a, b: (a.sketches - b.sketches, 1.0, 0),
+    np.multiply: _multiply,
+    np.square: lambda value, a: _multiply(value, a, a),
+    np.divide: _divide,
+    np.negative: _linear(lambda y, x: -np.ones_like(x), 0.0, 0),
+    np.positive: _linear(lambda y, x: np.ones_like(x), 0.0, 0),
+    np.conjugate: _linear(lambda y, x: np.ones_like(x), 0.0, 0),
+    np.absolute: _linear(lambda y, x: np.sign(x), 0.0, 0),
+    np.sqrt: _square_root,
+    np.exp: lambda value, a: (_narrow(value) * np.expm1(a.sketches), ELEMENTARY, 1),
+    np.expm1: lambda value, a: (_narrow(value + 1) * np.expm1(a.sketches), ELEMENTARY, 1),
+    np.log: lambda value, a: (np.log1p(a.sketches / _narrow(a.value)), ELEMENTARY, 0),
+    np.log1p: lambda value, a: (np.log1p(a.sketches / _narrow(1 + a.value)), ELEMENTARY, 1),
+    np.sin: _linear(lambda y, x: np.cos(x), ELEMENTARY, 1),
+    np.cos: _linear(lambda y, x: -np.sin(x), ELEMENTARY, 0),
+    np.tanh: _linear(lambda y, x: np.cosh(x) ** -2, ELEMENTARY, 1),
+    np.reciprocal: lambda value, a: (-_narrow(value) * a.sketches / (_narrow(a.value) + a.sketches), 1.0, 1),
+    np.maximum: _choose(np.maximum),
+    np.minimum: _choose(np.minimum),
+}
+_PREDICATES = {np.isfinite, np.isinf, np.isnan, np.signbit, np.sign}
+_COMPARISONS = {np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal}
+_CONTRACTIONS = {np.matmul, np.vecdot, *(getattr(np, name) for name in ("matvec", "vecmat") if hasattr(np, name))}
+
+
+def _power(base: Any, exponent: Any) -> Tracked:
+    """x**n for a small whole n as products; n < 0 as a quotient; n = 0.5 as a root."""
+    if not isinstance(base, Tracked) or not isinstance(exponent, (int, float)):
+        raise TypeError("Tracked: power needs a Tracked base and a Python number as exponent")
+    if exponent in (0.5, -0.5):
+        root = np.sqrt(base)
+        return root if exponent > 0 else 1.0 / root
+    if exponent != int(exponent) or not 1 <= abs(exponent) <= 8:
+        raise TypeError(f"Tracked: no rule for power {exponent}")
+    result = base
+    for _ in range(abs(int(exponent)) - 1):
+        result = result * base
+    return result if exponent > 0 else 1.0 / result
+
+
+# ---- contractions and reductions
+
+
+def _largest_partial_sum(total_of_magnitudes: np.ndarray, total: np.ndarray) -> np.ndarray:
+    return (np.asarray(total_of_magnitudes, np.float64) + np.abs(np.asarray(total, np.float64))) / 2
+
+
+def _contract(operation: Callable[..., Any], a: Tracked, b: Tracked, terms: int) -> Tracked:
+    """sum over `terms` products of a and b, both linear in `operation`: the module's docstring has the derivation."""
+    value = np.asarray(operation(a.value, b.value))
+    a_value, b_value = a.value.astype(np.float64), b.value.astype(np.float64)
+    sketches = np.zeros((SKETCHES, *value.shape))
+    a_noisy, b_noisy = bool(a.sketches.any()), bool(b.sketches.any())
+    for k in range(SKETCHES if a_noisy or b_noisy else 0):
+        a_error, b_error = np.ascontiguousarray(a.sketches[..., k]), np.ascontiguousarray(b.sketches[..., k])
+        if a_noisy:
+            sketches[k] += operation(a_error, b_value)
+        if b_noisy:
+            sketches[k] += operation(a_value + a_error, b_error)
+    largest = _largest_partial_sum(operation(np.abs(a_value), np.abs(b_value)), value)
+    return _rounded(value, np.moveaxis(sketches, 0, -1), math.sqrt(terms + 1) * largest, a.format, terms)
+
+
+def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Tracked:
+    if kwargs.pop("optimize", False) not in (False, True) or kwargs or not 1 <= len(operands) <= 2:
+        raise TypeError("Tracked: einsum of one or two operands without keywords only")
+    template = next(x for x in operands if isinstance(x, Tracked))
+    lifted = [template._lift(x) for x in operands]
+    sources, arrow, target = subscripts.replace(" ", "").partition("->")
+    if not arrow:
+        raise TypeError("Tracked: einsum needs an explicit output (->)")
+    letters = [source.replace("...", "") for source in sources.split(",")]
+    lengths: dict[str, int] = {}
+    for source, names, operand in zip(sources.split(","), letters, lifted, strict=True):
+        head, dots, tail = source.partition("...")
+        sizes = operand.shape[: len(head)] + (operand.shape[operand.ndim - len(tail) :] if dots else ())
+        for name, size in zip(names, sizes, strict=True):
+            lengths[name] = max(lengths.get(name, 0), size)
+    terms = math.prod(size for name, size in lengths.items() if name not in target and name in string.ascii_letters)
+
+    if len(lifted) == 1:
+        one = _constant(np.ones(()), template.format)
+        return _contract(lambda a, b: np.einsum(f"{sources},->{target}", a, b), lifted[0], one, terms)
+    return _contract(lambda a, b: np.einsum(subscripts, a, b, optimize=a.dtype != np.longdouble), *lifted, terms=terms)
+
+
+def _sketch_axes(a: Tracked, axis: Any) -> tuple[int, ...]:
+    axes = range(a.ndim) if axis is None else (axis,) if isinstance(axis, (int, np.integer)) else axis
+    return tuple(int(i) % a.ndim for i in axes)
+
+
+def _along(mask: Any) -> Any:
+    return mask if mask is True else np.asarray(mask)[..., None]
+
+
+def _sum(a: Tracked, axis: Any = None, keepdims: bool = False, where: Any = True, **kwargs: Any) -> Tracked:
+    if any(v is not None for k, v in kwargs.items() if k != "initial") or kwargs.get("initial", 0) not in (0, None):
+        raise TypeError(f"Tracked: sum has no rule for {', '.join(kwargs)}")
+    axes = _sketch_axes(a, axis)
+    options: dict[str, Any] = {"axis": axes, "keepdims": bool(keepdims)}
+    value = np.asarray(np.add.reduce(a.value, where=where, **options))
+    magnitudes = np.add.reduce(np.abs(a.value), where=where, **options)
+    terms = np.add.reduce(np.broadcast_to(np.asarray(where, dtype=np.float64), a.shape), **options)
+    sketches = np.add.reduce(a.sketches, where=_along(where), **options)
+    additions = np.sqrt(np.maximum(np.asarray(terms) - 1, 0))
+    return _rounded(value, sketches, additions * _largest_partial_sum(magnitudes, value), a.format)
+
+
+def _extremum(ufunc: np.ufunc, a: Tracked, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
+    axes = _sketch_axes(a, axis)
+    initial, where = kwargs.pop("initial", None), kwargs.pop("where", True)
+    if any(v is not None for v in kwargs.values()) or not (initial is None or np.isscalar(initial)):
+        raise TypeError(f"Tracked: {ufunc.__name__} has no rule for {', '.join(kwargs) or 'this initial'}")
+    extra = {} if initial is None else {"initial": np.longdouble(initial)}
+    value = np.asarray(ufunc.reduce(a.value, axis=axes, keepdims=True, where=where, **extra))
+    shifted = _narrow(a.value - value) + a.sketches  # exact at and near ties
+    worst = -np.inf if ufunc is np.maximum else np.inf
+    sketches = ufunc.reduce(shifted, axis=axes, keepdims=True, where=_along(where), initial=worst)
+    if initial is not None:
+        sketches = ufunc(sketches, _narrow(np.longdouble(initial) - value))
+    result = _pack(value, sketches, a.format)
+    return result if keepdims else result._both(lambda part: part.squeeze(axes))
+
+
+def _cumsum(a: Tracked, axis: Any = None, **kwargs: Any) -> Tracked:
+    if any(v is not None for v in kwargs.values()):
+        raise TypeError(f"Tracked: cumsum has no rule for {', '.join(kwargs)}")
+    a, axis = (a.ravel(), 0) if axis is None else (a, int(axis) % a.ndim)
+    value = np.cumsum(a.value, axis)
+    additions = np.sqrt(np.arange(a.shape[axis])).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
+    largest = _largest_partial_sum(np.cumsum(np.abs(a.value), axis), value)
+    return _rounded(value, np.cumsum(a.sketches, axis), additions * largest, a.format)
+
+
+def _sum_segments(a: Tracked, starts: Any, axis: int = 0, **kwargs: Any) -> Tracked:
+    if any(v is not None for v in kwargs.values()):
+        raise TypeError(f"Tracked: add.reduceat has no rule for {', '.join(kwargs)}")
+    axis = int(axis) % a.ndim
+    value = np.add.reduceat(a.value, starts, axis)
+    terms = np.add.reduceat(np.ones(a.shape[axis]), starts).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
+    largest = _largest_partial_sum(np.add.reduceat(np.abs(a.value), starts, axis), value)
+    return _rounded(value, np.add.reduceat(a.sketches, starts, axis), np.sqrt(terms - 1) * largest, a.format)
+
+
+def _add_at(out: Tracked, index: Any, items: Any) -> None:
+    if not isinstance(out, Tracked):
+        raise TypeError("Tracked: np.add.at cannot write into a plain array (make it with np.zeros_like)")
+    items = out._lift(items)
+    terms, magnitudes = np.zeros(out.shape), np.abs(out.value)
+    np.add.at(out.value, index, items.value)
+    np.add.at(magnitudes, index, np.abs(items.value))
+    np.add.at(terms, index, 1.0)
+    for k in range(SKETCHES):
+        np.add.at(out.sketches[..., k], index, items.sketches[..., k])
+    largest = _largest_partial_sum(magnitudes, out.value)
+    out.noise[...] = _rounded(out.value, out.sketches, np.sqrt(terms) * largest, out.format).noise
+
+
+def _write(result: Any, out: Tracked | None, where: Any) -> Tracked:
+    if out is None or not isinstance(result, Tracked):
+        raise TypeError("Tracked: where= needs out=, and comparisons cannot be written")
+    np.copyto(out.value, result.value, where=where)
+    np.copyto(out.noise, result.noise, where=where)
+    return out
+
+
+# ---- functions of the NumPy namespace
+
+
+def _where(condition: Any, a: Any = None, b: Any = None) -> Any:
+    if isinstance(condition, Tracked) or a is None:
+        raise TypeError("Tracked: np.where needs a boolean array as condition, and both choices")
+    template = a if isinstance(a, Tracked) else b
+    a, b = template._lift(a), template._lift(b)
+    value, noise = np.where(condition, a.value, b.value), np.where(condition, a.noise, b.noise)
+    return Tracked(value, noise, template.format)
+
+
+def _full_like(a: Tracked, fill: Any, dtype: Any = None, shape: Any = None) -> Tracked:
+    if dtype is not None and np.dtype(dtype) != a.dtype:
+        raise TypeError(f"Tracked: cannot make an array of {dtype} like it")
+    result = _constant(np.zeros(a.shape if shape is None else shape), a.format)
+    result[...] = fill
+    return result
+
+
+def _like(fill: float) -> Callable[..., Any]:
+    def make(a: Tracked, dtype: Any = None, shape: Any = None) -> Any:
+        if dtype is not None and np.dtype(dtype).kind in "biu":  # a mask of the same shape is plain
+            return np.full(a.shape if shape is None else shape, fill, dtype)
+        return _full_like(a, fill, dtype, shape)
+
+    return make
+
+
+def _copyto(out: Any, source: Any, where: Any = True) -> None:
+    if not isinstance(out, Tracked):
+        raise TypeError("Tracked: np.copyto cannot write into a plain array (make it with np.zeros_like)")
+    _write(out._lift(source), out, where)
+
+
+def _put_along_axis(out: Any, indices: np.ndarray, items: Any, axis: Any) -> None:
+    if not isinstance(out, Tracked):
+        raise TypeError("Tracked: np.put_along_axis cannot write into a plain array (make it with np.zeros_like)")
+    lifted = out._lift(items)
+    np.put_along_axis(out.value, indices, lifted.value, axis)
+    np.put_along_axis(out.noise, indices, lifted.noise, axis)
+
+
+def _clip(a: Any, low: Any = None, high: Any = None) -> Any:
+    a = a if low is None else np.maximum(a, low)
+    return a if high is None else np.minimum(a, high)
+
+
+def _method(name: str) -> Callable[..., Any]:
+    def call(a: Tracked, *args: Any, **kwargs: Any) -> Any:
+        kwargs = {k: v for k, v in kwargs.items() if v is not np._NoValue}
+        return getattr(a, name)(*args, **kwargs)
+
+    return call
+
+
+_STRUCTURAL = {
+    *(np.concatenate, np.stack, np.split, np.array_split, np.reshape, np.transpose, np.swapaxes, np.moveaxis),
+    *(np.broadcast_to, np.expand_dims, np.squeeze, np.take, np.take_along_axis, np.triu, np.tril, np.repeat),
+    *(np.tile, np.roll, np.flip, np.ravel, np.copy, np.diagonal, np.atleast_1d, np.atleast_2d, np.rollaxis),
+}
+_ON_VALUES = {
+    *(np.shape, np.ndim, np.size, np.result_type, np.argmax, np.argmin, np.argsort, np.iscomplexobj, np.isrealobj),
+    *(np.can_cast, np.count_nonzero, np.any, np.all, np.broadcast_shapes, np.min_scalar_type),
+}
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    np.sum: _method("sum"),
+    np.mean: _method("mean"),
+    np.max: _method("max"),
+    np.amax: _method("max"),
+    np.min: _method("min"),
+    np.amin: _method("min"),
+    np.cumsum: _cumsum,
+    np.einsum: _einsum,
+    np.where: _where,
+    np.zeros_like: _like(0.0),
+    np.empty_like: _like(0.0),
+    np.ones_like: _like(1.0),
+    np.full_like: _full_like,
+    np.copyto: _copyto,
+    np.put_along_axis: _put_along_axis,
+    np.clip: _clip,
+    np.real: lambda a: a,
+    np.outer: lambda a, b: np.multiply(a.reshape(-1, 1), b.reshape(1, -1)),
+}
+
+
+# ---- entry points
+
+
+def track(array: np.ndarray, format: str | Format) -> Tracked:
+    """The array as an exact input: what it holds is the truth, without error. Copied."""
+    chosen = format if isinstance(format, Format) else format_of(format)
+    if np.asarray(array).dtype.kind != "f":
+        raise ValueError(f"array: expected floating point, got {np.asarray(array).dtype}")
+    value = np.array(array, dtype=np.longdouble)
+    return Tracked(value, np.zeros(value.shape, _NOISE), chosen)
+
+
+def map_arrays(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The tree (tuples, NamedTuples, lists, dicts) with `function` applied to every leaf."""
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_arrays(function, x) for x in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_arrays(function, x) for x in tree)
+    if isinstance(tree, Mapping):
+        return {k: map_arrays(function, v) for k, v in tree.items()}
+    return function(tree)
+
+
+def track_tree(tree: Any, format: str | Format) -> Any:
+    """Every floating-point array of the tree tracked; integers, masks and everything else as they are."""
+
+    def leaf(x: Any) -> Any:
+        return track(x, format) if isinstance(x, (np.ndarray, np.floating)) and x.dtype.kind == "f" else x
+
+    return map_arrays(leaf, tree)
+
+
+def run_tracked(function: Callable[..., Any], *arrays: Any, format: str | Format) -> Any:
+    """function(*arrays) with every floating-point array tracked, from a fresh ledger."""
+    Ledger.reset()
+    return function(*track_tree(arrays, format))
+
+
+def truth_of(tree: Any) -> Any:
+    """The tree of true values (longdouble) of a tree of Tracked; other leaves as they are."""
+    return map_arrays(lambda x: x.value if isinstance(x, Tracked) else x, tree)
+
+
+def bounds_in(tree: Any, factor: float = 1.0) -> Any:
+    """The tree of bounds of a tree of Tracked; None for other leaves: they have no rounding error to speak of."""
+    return map_arrays(lambda x: x.bound(factor) if isinstance(x, Tracked) else None, tree)
+
+
+def bound_of(function: Callable[..., Any], *arrays: Any, format: str | Format, factor: float = 1.0) -> tuple[Any, Any]:
+    """(truth, bound) of function(*arrays): longdouble values and elementwise bounds of a run in `format`."""
+    result = run_tracked(function, *arrays, format=format)
+    return truth_of(result), bounds_in(result, factor)
+
+
+def undecided() -> int:
+    """How many comparisons of the last tracked run could come out otherwise in the format: the truth may not apply."""
+    return Ledger.undecided
