@@ -89,7 +89,11 @@ def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _feed_forward_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    shapes = prefixed("gate", _linear_shapes(config, config.width, config.inner_width)) if config.activation == "swiglu" else {}
+    shapes = (
+        prefixed("gate", _linear_shapes(config, config.width, config.inner_width))
+        if config.activation == "swiglu"
+        else {}
+    )
     shapes |= prefixed("up", _linear_shapes(config, config.width, config.inner_width))
     return shapes | prefixed("down", _linear_shapes(config, config.inner_width, config.width))
 

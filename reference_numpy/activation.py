@@ -1,0 +1,121 @@
+"""Elementwise nonlinearities: GELU (exact and tanh), ReLU, ReLU squared, SiLU."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+SQRT_HALF = math.sqrt(0.5)
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+CUBIC = 0.044715  # Hendrycks & Gimpel 2016, section 2
+
+
+class GeluCache(NamedTuple):
+    """The input, and the factor between 0 and 1 that multiplied it (costly to compute again)."""
+
+    x: np.ndarray
+    gate: np.ndarray
+
+
+def gelu_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+    """y = x Phi(x), Phi the standard normal distribution function: the exact form (Hendrycks & Gimpel 2016)."""
+    gate = 0.5 * (1 + erf(x * SQRT_HALF))
+    return x * gate, GeluCache(x, gate)
+
+
+def gelu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+    """y = x Phi(x), so dy/dx = Phi(x) + x phi(x), with the density phi(x) = Phi'(x) = exp(-x^2/2) / sqrt(2 pi)."""
+    x, gate = cache
+    density = np.exp(-0.5 * (x * x)) * (0.5 * SQRT_2_OVER_PI)
+    return d_y * (gate + x * density)
+
+
+def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the approximation that GPT-2 uses."""
+    gate = 0.5 * (1 + np.tanh(SQRT_2_OVER_PI * x * (1 + CUBIC * (x * x))))
+    return x * gate, GeluCache(x, gate)
+
+
+def gelu_tanh_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+    """y = x g with g = (1 + tanh u)/2 and u = sqrt(2/pi) (x + c x^3).
+
+    dg/du = (1 - tanh^2 u)/2, and tanh u = 2g - 1, so dg/du = 2 g (1 - g): the saved gate is enough.
+    du/dx = sqrt(2/pi) (1 + 3 c x^2), and the product rule gives dy/dx = g + x dg/du du/dx.
+    """
+    x, gate = cache
+    d_u = SQRT_2_OVER_PI * (1 + 3 * CUBIC * (x * x))
+    return d_y * (gate + x * (2 * gate * (1 - gate)) * d_u)
+
+
+def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """y = max(x, 0); NaN stays NaN. The cache is x: its sign is the derivative. At 0 the derivative is taken as 0."""
+    return np.where(x.real <= 0, 0, x), x
+
+
+def relu_backward(d_y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """dy/dx is 1 where x > 0 and 0 elsewhere."""
+    return np.where(x.real <= 0, 0, d_y)
+
+
+def relu_squared_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """y = max(x, 0)^2 (So et al. 2021, Primer, section 3). The cache is max(x, 0)."""
+    positive, _ = relu_forward(x)
+    return positive * positive, positive
+
+
+def relu_squared_backward(d_y: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """dy/dx = 2 max(x, 0): continuous at 0, unlike ReLU's."""
+    return d_y * (2 * positive)
+
+
+def silu_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+    """y = x s(x), s(x) = 1 / (1 + exp(-x)) (Elfwing et al. 2017).
+
+    Written as s(x) = (1 + tanh(x/2)) / 2, the same function, so that no exponential overflows.
+    """
+    gate = 0.5 * (1 + np.tanh(0.5 * x))
+    return x * gate, GeluCache(x, gate)
+
+
+def silu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+    """s' = s (1 - s), so dy/dx = s + x s (1 - s)."""
+    x, gate = cache
+    return d_y * (gate + x * (gate * (1 - gate)))
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x.
+
+    Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms are all positive, and the continued
+    fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
+    """
+    split = 2.5
+    near = np.abs(x.real) < split
+    side = np.where(x.real < 0, -1, 1)
+    series = _erf_series(np.where(near, x, 0))
+    tail = side * (1 - _erfc_fraction(np.where(near, split, side * x)))
+    return np.where(near, series, tail)
+
+
+def _erf_series(x: np.ndarray) -> np.ndarray:
+    """erf(x) = 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (1 3 5 ... (2n+1)), until no term changes the sum."""
+    square = x * x
+    term = x
+    total = x
+    n = 0
+    while (total != total + term).any() or n == 0:
+        n += 1
+        term = term * (square * (2 / (2 * n + 1)))
+        total = total + term
+    return total * np.exp(-square) * (2 / math.sqrt(math.pi))
+
+
+def _erfc_fraction(x: np.ndarray) -> np.ndarray:
+    """1 - erf(x) = exp(-x^2)/sqrt(pi) 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), for x >= 2.5, from the inside out.
+
+    The error shrinks by a factor of about exp(-2 x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach longdouble.
+    """
+    fraction = x
+    for k in range(80, 0, -1):
+        fraction = x + (k / 2) / fraction
+    return np.exp(-(x * x)) / fraction / math.sqrt(math.pi)

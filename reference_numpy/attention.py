@@ -1,0 +1,274 @@
+"""Scaled dot-product attention and multi-head attention (Vaswani et al. 2017, section 3.2)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from reference_numpy.config import ModelConfig
+from reference_numpy.linear import LinearCache, named_linear_backward, named_linear_forward
+from reference_numpy.linear_attention import LinearAttentionCache, linear_attention_backward, linear_attention_forward
+from reference_numpy.mask import allowed_pairs
+from reference_numpy.normalization import NormCache, rms_norm_backward, rms_norm_forward
+from reference_numpy.parameters import Parameters
+from reference_numpy.position import RotaryCache, alibi_bias, alibi_slopes, rotary_backward, rotary_forward
+from reference_numpy.softmax import softmax_backward, softmax_forward
+
+
+class AttentionCache(NamedTuple):
+    """Inputs and weights. The scores are not kept: softmax needs only its output, the soft cap only its own tanh."""
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    weights: np.ndarray
+    capped: np.ndarray | None
+    seen: np.ndarray | None
+    softcap: float | None
+
+
+def scaled_dot_product_attention_forward(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    slopes: np.ndarray | None = None,
+    softcap: float | None = None,
+) -> tuple[np.ndarray, AttentionCache]:
+    """output = softmax(query key^T / sqrt(K)) value (Vaswani et al. 2017, equation 1).
+
+    Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S), True = may attend;
+    output (B, H, T, K). Queries and keys are aligned at the end (see mask.py).
+    The scale keeps the scores' variance at 1: a sum of K products of independent numbers of variance 1 has variance K.
+    Options: causal; window, see window_mask; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma 2,
+    section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
+    read as 0, so that NaN or inf in padding reaches neither output nor gradient.
+    Raises ValueError for shapes that do not fit.
+    """
+    B, H, T, K = query.shape
+    S = key.shape[2]
+    check_attention_shapes(query, key, value, mask)
+    rows, columns = np.arange(S - T, S), np.arange(S)
+    allowed = allowed_pairs(rows, columns, mask, causal, window)
+    seen = None
+    if allowed is not None:
+        seen = allowed.any(axis=-2)[..., None]  # (B, H, S, 1)
+        key, value = np.where(seen, key, 0), np.where(seen, value, 0)
+
+    scores = (query * (1 / math.sqrt(K))) @ key.swapaxes(-1, -2)  # (B, H, T, S)
+    capped = None
+    if softcap is not None:
+        capped = np.tanh(scores / softcap)
+        scores = capped * softcap
+    if slopes is not None:
+        scores = scores + alibi_bias(slopes, rows, columns)
+    if allowed is not None:
+        scores = np.where(allowed, scores, -np.inf)
+    weights, _ = softmax_forward(scores)
+    output = weights @ value  # (B, H, T, K)
+    return output, AttentionCache(query, key, value, weights, capped, seen, softcap)
+
+
+def scaled_dot_product_attention_backward(
+    d_output: np.ndarray, cache: AttentionCache
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of query, key and value; each line inverts one line of the forward, from the last to the first.
+
+    output  = weights value:        d_value = weights^T d_output,  d_weights = d_output value^T
+    weights = softmax(scores):      d_scores_j = p_j (d_j - sum_i d_i p_i); 0 where masked, since p = 0 there
+    capped  = c tanh(s / c):        d_s = d_scores (1 - tanh^2); the bias of ALiBi is a constant
+    s       = query key^T/sqrt(K):  d_query = d_s key / sqrt(K),  d_key = d_s^T query / sqrt(K)
+    key     = where(seen, key, 0):  a key that nobody sees gets 0
+    """
+    query, key, value, weights, capped, seen, softcap = cache
+    scale = 1 / math.sqrt(query.shape[-1])
+    d_value = weights.swapaxes(-1, -2) @ d_output
+    d_weights = d_output @ value.swapaxes(-1, -2)
+    d_scores = softmax_backward(d_weights, weights)
+    if softcap is not None:
+        assert capped is not None
+        d_scores = d_scores * (1 - capped * capped)
+    d_query = (d_scores @ key) * scale
+    d_key = d_scores.swapaxes(-1, -2) @ (query * scale)
+    if seen is not None:
+        d_key, d_value = np.where(seen, d_key, 0), np.where(seen, d_value, 0)
+    return d_query, d_key, d_value
+
+
+def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:
+    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    B, H, T, K = query.shape
+    S = key.shape[2]
+    for name, array in (("key", key), ("value", value)):
+        if array.shape != (B, H, S, K):
+            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {array.shape}")
+    if mask is None:
+        return
+    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], (S, T, H, B), strict=False))
+    if mask.dtype != bool or not fits:
+        raise ValueError(
+            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {mask.shape}"
+        )
+
+
+class KeyValue(NamedTuple):
+    """What decoding keeps of the tokens so far: keys (already turned) and values (B, G, S, K); for linear attention the
+    running sum of key-value products and None. `length` counts the tokens."""
+
+    key: np.ndarray
+    value: np.ndarray | None
+    length: int
+
+
+class MultiHeadCache(NamedTuple):
+    """The caches of the steps, in the order in which they ran, and the keys and values for decoding."""
+
+    query_linear: LinearCache
+    key_linear: LinearCache | None
+    value_linear: LinearCache | None
+    query_norm: NormCache | None
+    key_norm: NormCache | None
+    query_rotary: RotaryCache | None
+    key_rotary: RotaryCache | None
+    attention: AttentionCache | LinearAttentionCache
+    output_linear: LinearCache
+    key_value: KeyValue
+    config: ModelConfig
+
+
+def multi_head_attention_forward(
+    x: np.ndarray,
+    memory: np.ndarray | None,
+    parameters: Parameters,
+    config: ModelConfig,
+    mask: np.ndarray | None = None,
+    causal: bool = False,
+    past: KeyValue | None = None,
+    cross: bool = False,
+) -> tuple[np.ndarray, MultiHeadCache]:
+    """concat(head_1, ..., head_H) W_output, each head attending with its own projections (section 3.2.2 of the paper).
+
+    Shapes: x (B, T, D), the queries; memory (B, S, D), keys and values, or None for x itself (self-attention);
+    mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
+    belong to self-attention alone: `cross` switches them off. `past` holds keys and values of earlier tokens: in
+    self-attention the new ones are appended, in cross-attention they stand for the memory. Forward only, no backward.
+    """
+    inputs = x if memory is None else memory
+    query, query_linear = named_linear_forward(x, parameters, "query")
+    query = split_heads(query, config.heads)  # (B, H, T, K)
+    fixed = past if cross else None
+    if fixed is None:
+        key, key_linear = named_linear_forward(inputs, parameters, "key")
+        value, value_linear = named_linear_forward(inputs, parameters, "value")
+        key, value = split_heads(key, config.key_heads), split_heads(value, config.key_heads)  # (B, G, S, K)
+    else:
+        assert fixed.value is not None
+        key, value, key_linear, value_linear = fixed.key, fixed.value, None, None
+
+    query_norm = key_norm = None
+    if config.qk_norm:
+        query, query_norm = rms_norm_forward(query, parameters["query_norm.weight"], config.norm_epsilon)
+        if fixed is None:
+            key, key_norm = rms_norm_forward(key, parameters["key_norm.weight"], config.norm_epsilon)
+    query_rotary = key_rotary = None
+    length = 0 if past is None or cross else past.length
+    if config.position == "rotary" and not cross:
+        query, query_rotary = rotary_forward(query, length + np.arange(query.shape[2]))
+        key, key_rotary = rotary_forward(key, length + np.arange(key.shape[2]))
+
+    attended, attention, key_value = _attend(query, key, value, config, mask, causal, past, cross)
+    output, output_linear = named_linear_forward(merge_heads(attended), parameters, "output")  # (B, T, D)
+    cache = MultiHeadCache(
+        query_linear, key_linear, value_linear, query_norm, key_norm, query_rotary, key_rotary,
+        attention, output_linear, key_value, config,
+    )  # fmt: skip
+    return output, cache
+
+
+def multi_head_attention_backward(
+    d_output: np.ndarray, cache: MultiHeadCache
+) -> tuple[np.ndarray, np.ndarray, Parameters]:
+    """Gradients of x (through the queries), of the memory (through keys and values), and of the parameters.
+
+    In self-attention x was used three times, so its gradient is the sum of the two. Each line inverts one of the forward.
+    """
+    assert cache.key_linear is not None and cache.value_linear is not None, "a forward with fixed keys has no backward"
+    config = cache.config
+    d_merged, d_parameters = named_linear_backward(d_output, cache.output_linear, "output")
+    d_attended = split_heads(d_merged, config.heads)
+    if isinstance(cache.attention, LinearAttentionCache):
+        d_query, d_key, d_value = linear_attention_backward(d_attended, cache.attention)
+    else:
+        d_query, d_key, d_value = scaled_dot_product_attention_backward(d_attended, cache.attention)
+    d_key, d_value = sum_groups(d_key, config.key_heads), sum_groups(d_value, config.key_heads)
+    if cache.query_rotary is not None and cache.key_rotary is not None:
+        d_query, d_key = rotary_backward(d_query, cache.query_rotary), rotary_backward(d_key, cache.key_rotary)
+    if cache.query_norm is not None and cache.key_norm is not None:
+        d_query, d_parameters["query_norm.weight"] = rms_norm_backward(d_query, cache.query_norm)
+        d_key, d_parameters["key_norm.weight"] = rms_norm_backward(d_key, cache.key_norm)
+    d_x, d_query_parameters = named_linear_backward(merge_heads(d_query), cache.query_linear, "query")
+    d_from_key, d_key_parameters = named_linear_backward(merge_heads(d_key), cache.key_linear, "key")
+    d_from_value, d_value_parameters = named_linear_backward(merge_heads(d_value), cache.value_linear, "value")
+    d_parameters |= d_query_parameters | d_key_parameters | d_value_parameters
+    return d_x, d_from_key + d_from_value, d_parameters
+
+
+def _attend(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    config: ModelConfig,
+    mask: np.ndarray | None,
+    causal: bool,
+    past: KeyValue | None,
+    cross: bool,
+) -> tuple[np.ndarray, AttentionCache | LinearAttentionCache, KeyValue]:
+    """Run the form of attention that the config names, over the past and the new keys."""
+    if config.attention == "linear":
+        state = None if past is None or cross else past.key
+        length = key.shape[2] + (0 if past is None or cross else past.length)
+        output, linear = linear_attention_forward(
+            query, repeat_heads(key, config.heads), repeat_heads(value, config.heads), mask, causal=causal, state=state
+        )
+        return output, linear, KeyValue(key, value, length) if cross else KeyValue(linear.state, None, length)
+    if past is not None and not cross:
+        assert past.value is not None
+        key, value = np.concatenate((past.key, key), axis=2), np.concatenate((past.value, value), axis=2)
+    slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
+    output, cache = scaled_dot_product_attention_forward(
+        query,
+        repeat_heads(key, config.heads),
+        repeat_heads(value, config.heads),
+        mask,
+        causal=causal,
+        window=None if cross else config.window,
+        slopes=slopes,
+        softcap=config.softcap,
+    )
+    return output, cache, KeyValue(key, value, key.shape[2])
+
+
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """(B, T, H K) -> (B, H, T, K): head h takes the channels hK to (h+1)K."""
+    B, T, width = x.shape
+    return x.reshape(B, T, heads, width // heads).swapaxes(1, 2)
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """(B, H, T, K) -> (B, T, H K), the inverse of split_heads."""
+    B, H, T, K = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, H * K)
+
+
+def repeat_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """(B, G, S, K) -> (B, H, S, K): H/G neighbouring query heads share one key-value head (Ainslie et al. 2023)."""
+    return x if x.shape[1] == heads else np.repeat(x, heads // x.shape[1], axis=1)
+
+
+def sum_groups(d_x: np.ndarray, groups: int) -> np.ndarray:
+    """The transpose of repeat_heads: a shared head collects the gradients of all that used it."""
+    B, H, S, K = d_x.shape
+    return d_x if groups == H else d_x.reshape(B, groups, H // groups, S, K).sum(axis=2)

@@ -1,0 +1,48 @@
+"""Masks: which key a query may attend to. True means it may.
+
+Queries and keys are aligned at the end: with T queries and S keys, query t stands at position S - T + t. So one rule serves
+training (T = S) and decoding with a cache (T new tokens after S - T old ones).
+"""
+
+import numpy as np
+
+
+def causal_mask(T: int, S: int) -> np.ndarray:
+    """(T, S): a query attends to its own position and earlier ones."""
+    mask = allowed_pairs(np.arange(S - T, S), np.arange(S), causal=True)
+    assert mask is not None
+    return mask
+
+
+def window_mask(T: int, S: int, window: int) -> np.ndarray:
+    """(T, S): a query attends to positions at a distance below `window`, on either side."""
+    mask = allowed_pairs(np.arange(S - T, S), np.arange(S), window=window)
+    assert mask is not None
+    return mask
+
+
+def padding_mask(lengths: np.ndarray, S: int) -> np.ndarray:
+    """(B, S): True for the first lengths[b] tokens of each sequence, False for the padding behind them."""
+    return np.arange(S) < lengths[:, None]
+
+
+def allowed_pairs(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    mask: np.ndarray | None = None,
+    causal: bool = False,
+    window: int | None = None,
+) -> np.ndarray | None:
+    """Which of the queries at positions `rows` may attend to which of the keys at positions `columns`.
+
+    Shapes: rows (T,), columns (S,), mask (B, H, T, S) or anything that broadcasts to it; output broadcasts to (B, H, T, S),
+    or is None where every pair is allowed. The tiled algorithm asks for one tile at a time, the plain one for all.
+    """
+    mask = None if mask is None else np.atleast_2d(mask)
+    ahead = columns[None, :] - rows[:, None]  # (T, S): by how much the key is later than the query
+    if causal:
+        mask = ahead <= 0 if mask is None else mask & (ahead <= 0)
+    if window is not None:
+        near = np.abs(ahead) < window
+        mask = near if mask is None else mask & near
+    return mask

@@ -1,0 +1,242 @@
+"""The whole model: decoder-only language model, encoder, or encoder-decoder (Vaswani et al. 2017, figure 1)."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from reference_numpy.block import (
+    BlockCache,
+    BlockPast,
+    block_backward,
+    block_forward,
+    block_past,
+    draw_dropout,
+    norm_backward,
+    norm_forward,
+)
+from reference_numpy.config import ModelConfig
+from reference_numpy.dropout import DropoutCache, dropout_backward, dropout_forward
+from reference_numpy.embedding import EmbeddingCache, embedding_backward, embedding_forward
+from reference_numpy.linear import LinearCache, linear_backward, linear_forward
+from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
+from reference_numpy.normalization import NormCache
+from reference_numpy.parameters import Parameters, prefixed, scope
+from reference_numpy.position import sinusoidal_table
+
+
+class EmbedCache(NamedTuple):
+    """Caches of the token and position tables and of dropout."""
+
+    token: EmbeddingCache
+    position: EmbeddingCache | None
+    dropout: DropoutCache
+    scale: float
+
+
+class StackCache(NamedTuple):
+    """Caches of the embedding, of every block, and of the final norm (pre-norm only)."""
+
+    embed: EmbedCache
+    blocks: list[BlockCache]
+    final_norm: NormCache | None
+
+
+class ModelCache(NamedTuple):
+    """Caches of the encoder (encoder-decoder only), of the stack that gives the logits, and of the head."""
+
+    encoder: StackCache | None
+    stack: StackCache
+    head: LinearCache
+    config: ModelConfig
+
+
+def model_forward(
+    parameters: Parameters,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    *,
+    padding: np.ndarray | None = None,
+    source: np.ndarray | None = None,
+    source_padding: np.ndarray | None = None,
+    generator: np.random.Generator | None = None,
+    past: list[BlockPast] | None = None,
+) -> tuple[np.ndarray, ModelCache]:
+    """Logits (B, T, V) for the next token (decoders) or for each token (encoder).
+
+    Shapes: tokens (B, T) integers; source (B, S) integers, for an encoder-decoder; padding (B, T) and source_padding (B, S)
+    bool, True for a real token. `generator` switches dropout on and is its random stream. `past` (see model_past) continues
+    earlier tokens: then only the new ones are given, padding covers all of them, and an encoder-decoder needs no source.
+    Raises ValueError for a source where none belongs or none where one does, and for a length that the positions do not have.
+    """
+    wants_source = config.kind == "encoder_decoder" and past is None
+    if wants_source != (source is not None):
+        raise ValueError(f"source: expected {'one' if wants_source else 'none'} for kind {config.kind}")
+    encoder_cache = memory = None
+    if source is not None:
+        memory, encoder_cache = _stack_forward(
+            source, parameters, "encoder.", config, _over_keys(source_padding), False, None, None, generator, None
+        )
+    prefix, causal = ("decoder." if config.kind == "encoder_decoder" else ""), config.kind != "encoder"
+    hidden, stack_cache = _stack_forward(
+        tokens,
+        parameters,
+        prefix,
+        config,
+        _over_keys(padding),
+        causal,
+        memory,
+        _over_keys(source_padding),
+        generator,
+        past,
+    )
+    head = parameters["token_embedding.weight"] if config.tied else parameters["head.weight"]
+    logits, head_cache = linear_forward(hidden, head)  # (B, T, V)
+    return logits, ModelCache(encoder_cache, stack_cache, head_cache, config)
+
+
+def model_backward(d_logits: np.ndarray, cache: ModelCache) -> Parameters:
+    """Gradients of all parameters, under their names.
+
+    The token table was used up to three times: by the decoder, by the encoder, and transposed as the head. Its gradient is
+    the sum over its uses; so is that of the position table.
+    """
+    config = cache.config
+    d_hidden, d_head, _ = linear_backward(d_logits, cache.head)
+    prefix = "decoder." if config.kind == "encoder_decoder" else ""
+    d_parameters, d_memory = _stack_backward(d_hidden, cache.stack, prefix, config)
+    if cache.encoder is not None:
+        assert d_memory is not None
+        d_encoder, _ = _stack_backward(d_memory, cache.encoder, "encoder.", config)
+        d_parameters = _add(d_parameters, d_encoder)
+    return _add(d_parameters, {"token_embedding.weight" if config.tied else "head.weight": d_head})
+
+
+def loss_and_gradients(
+    parameters: Parameters,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    *,
+    label_smoothing: float = 0.0,
+    count: int | None = None,
+    padding: np.ndarray | None = None,
+    source: np.ndarray | None = None,
+    source_padding: np.ndarray | None = None,
+    generator: np.random.Generator | None = None,
+) -> tuple[np.ndarray, Parameters]:
+    """Mean cross-entropy in nats per token that counts, and its gradients: one training step's worth of work."""
+    logits, cache = model_forward(
+        parameters, config, tokens, padding=padding, source=source, source_padding=source_padding, generator=generator
+    )
+    loss, loss_cache = cross_entropy_forward(logits, targets, label_smoothing, count)
+    return loss, model_backward(cross_entropy_backward(1.0, loss_cache), cache)
+
+
+def attention_weights(cache: ModelCache) -> dict[str, np.ndarray]:
+    """Softmax weights (B, H, T, S) of every attention, by name: "blocks.0.attention", "decoder.blocks.1.cross_attention".
+
+    Raises ValueError for linear attention, which forms no weights.
+    """
+    if cache.config.attention != "softmax":
+        raise ValueError("attention: expected softmax attention to look at, got linear, which forms no weights")
+    weights = {}
+    own = "decoder." if cache.config.kind == "encoder_decoder" else ""
+    for prefix, stack in (("encoder.", cache.encoder), (own, cache.stack)):
+        for layer, block in enumerate([] if stack is None else stack.blocks):
+            for name in ("attention", "cross_attention"):
+                residual = getattr(block, name)
+                if residual is not None:
+                    weights[f"{prefix}blocks.{layer}.{name}"] = residual.sublayer.attention.weights
+    return weights
+
+
+def model_past(cache: ModelCache) -> list[BlockPast]:
+    """Keys and values of the tokens so far, to continue from."""
+    return [block_past(block) for block in cache.stack.blocks]
+
+
+def _stack_forward(
+    tokens: np.ndarray,
+    parameters: Parameters,
+    prefix: str,
+    config: ModelConfig,
+    mask: np.ndarray | None,
+    causal: bool,
+    memory: np.ndarray | None,
+    memory_mask: np.ndarray | None,
+    generator: np.random.Generator | None,
+    past: list[BlockPast] | None,
+) -> tuple[np.ndarray, StackCache]:
+    """Embedding, L blocks, and the final norm that pre-norm needs, since nothing else normalises its stream."""
+    start = 0 if past is None else past[0].own.length
+    x, embed_cache = _embed_forward(tokens, parameters, config, start, generator)
+    caches = []
+    for layer in range(config.layers):
+        own = scope(parameters, f"{prefix}blocks.{layer}")
+        block_own_past = None if past is None else past[layer]
+        x, cache = block_forward(x, own, config, mask, causal, memory, memory_mask, generator, block_own_past)
+        caches.append(cache)
+    final_norm = None
+    if config.norm_position == "pre":
+        x, final_norm = norm_forward(x, scope(parameters, f"{prefix}final_norm"), config)
+    return x, StackCache(embed_cache, caches, final_norm)
+
+
+def _stack_backward(
+    d_x: np.ndarray, cache: StackCache, prefix: str, config: ModelConfig
+) -> tuple[Parameters, np.ndarray | None]:
+    """Gradients of the stack's parameters, and of the memory, which every block used: the sum over the blocks."""
+    d_parameters: Parameters = {}
+    if cache.final_norm is not None:
+        d_x, d_norm = norm_backward(d_x, cache.final_norm, config)
+        d_parameters |= prefixed(f"{prefix}final_norm", d_norm)
+    d_memory: np.ndarray | None = None
+    for layer in reversed(range(config.layers)):
+        d_x, d_block_memory, d_block = block_backward(d_x, cache.blocks[layer])
+        d_parameters |= prefixed(f"{prefix}blocks.{layer}", d_block)
+        if d_block_memory is not None:
+            d_memory = d_block_memory if d_memory is None else d_memory + d_block_memory
+    return _add(d_parameters, _embed_backward(d_x, cache.embed)), d_memory
+
+
+def _embed_forward(
+    tokens: np.ndarray, parameters: Parameters, config: ModelConfig, start: int, generator: np.random.Generator | None
+) -> tuple[np.ndarray, EmbedCache]:
+    """Dropout(scale * token embedding + position), positions from `start` on (Vaswani et al. 2017, sections 3.4, 3.5, 5.4)."""
+    B, T = tokens.shape
+    x, token_cache = embedding_forward(tokens, parameters["token_embedding.weight"])  # (B, T, D)
+    scale = math.sqrt(config.width) if config.scale_embedding else 1.0
+    if config.scale_embedding:
+        x = x * scale
+    positions = np.arange(start, start + T)
+    position_cache = None
+    if config.position == "learned":
+        if start + T > config.context:
+            raise ValueError(f"tokens: expected at most {config.context}, the learned positions, got {start + T}")
+        learned, position_cache = embedding_forward(positions, parameters["position_embedding.weight"])
+        x = x + learned
+    elif config.position == "sinusoidal":
+        x = x + sinusoidal_table(positions, config.width, x.dtype)
+    x, dropout_cache = dropout_forward(x, config.dropout, draw_dropout(x, config, generator))
+    return x, EmbedCache(token_cache, position_cache, dropout_cache, scale)
+
+
+def _embed_backward(d_x: np.ndarray, cache: EmbedCache) -> Parameters:
+    """The sum forward gives d_x to both tables; a position's row served every sequence of the batch."""
+    d_x = dropout_backward(d_x, cache.dropout)
+    d_parameters = {}
+    if cache.position is not None:
+        d_parameters["position_embedding.weight"] = embedding_backward(d_x.sum(axis=0), cache.position)
+    d_token = d_x if cache.scale == 1.0 else d_x * cache.scale
+    return d_parameters | {"token_embedding.weight": embedding_backward(d_token, cache.token)}
+
+
+def _over_keys(padding: np.ndarray | None) -> np.ndarray | None:
+    """(B, S), True for a real token -> (B, 1, 1, S): every head and query may attend to the real tokens."""
+    return None if padding is None else padding[:, None, None, :]
+
+
+def _add(total: Parameters, more: Parameters) -> Parameters:
+    """Sum of two sets of gradients: a parameter in both was used twice."""
+    return total | {name: total[name] + value if name in total else value for name, value in more.items()}

@@ -1,0 +1,68 @@
+"""LayerNorm and RMSNorm over the last axis."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class NormCache(NamedTuple):
+    """The normalised input and 1/deviation: with them the backward needs neither x nor its mean."""
+
+    normalized: np.ndarray
+    inverse: np.ndarray
+    weight: np.ndarray
+    has_bias: bool
+
+
+def layer_norm_forward(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, epsilon: float = 1e-5
+) -> tuple[np.ndarray, NormCache]:
+    """y = weight * (x - mean) / sqrt(variance + epsilon) + bias (Ba et al. 2016).
+
+    Shapes: x (..., D), weight (D,), bias (D,) or None. The variance is the biased one (divided by D) and epsilon is inside
+    the root, as in torch. A row of equal numbers gives the bias.
+    """
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    inverse = 1 / np.sqrt(variance + epsilon)
+    normalized = centred * inverse
+    y = normalized * weight
+    if bias is not None:
+        y = y + bias
+    return y, NormCache(normalized, inverse, weight, bias is not None)
+
+
+def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Gradients of x, weight and bias.
+
+    With n = c r, c = x - mean(x), r = (mean(c^2) + eps)^(-1/2), and d_n = d_y * weight:
+      dr/dc_j = -r^3 c_j / D = -r^2 n_j / D                                              (from r = v^(-1/2))
+      d_c_j = r d_n_j + (sum_i d_n_i c_i) dr/dc_j = r (d_n_j - n_j mean_i(d_n_i n_i))    (r appears in every n_i)
+      d_x   = d_c - mean(d_c) = r (d_n - mean(d_n) - n mean(d_n n))                      (n has mean 0)
+    """
+    normalized, inverse, weight, has_bias = cache
+    d_n = d_y * weight
+    projection = (d_n * normalized).mean(axis=-1, keepdims=True)
+    d_x = inverse * (d_n - d_n.mean(axis=-1, keepdims=True) - normalized * projection)
+    d_bias = _sum_rows(d_y) if has_bias else None
+    return d_x, _sum_rows(d_y * normalized), d_bias
+
+
+def rms_norm_forward(x: np.ndarray, weight: np.ndarray, epsilon: float = 1e-5) -> tuple[np.ndarray, NormCache]:
+    """y = weight * x / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich 2019): no mean is subtracted, no bias is added."""
+    inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon)
+    normalized = x * inverse
+    return normalized * weight, NormCache(normalized, inverse, weight, False)
+
+
+def rms_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of x and weight: LayerNorm's derivation without the step that centres x."""
+    normalized, inverse, weight, _ = cache
+    d_n = d_y * weight
+    projection = (d_n * normalized).mean(axis=-1, keepdims=True)
+    return inverse * (d_n - normalized * projection), _sum_rows(d_y * normalized)
+
+
+def _sum_rows(x: np.ndarray) -> np.ndarray:
+    """Sum over every axis but the last: what a parameter shared by all rows collects."""
+    return x.sum(axis=tuple(range(x.ndim - 1)))
