@@ -48,14 +48,13 @@ def scaled_dot_product_attention_forward(
     read as 0, so that NaN or inf in padding reaches neither output nor gradient.
     Raises ValueError for shapes that do not fit.
     """
-    B, H, T, K = query.shape
-    S = key.shape[2]
     check_attention_shapes(query, key, value, mask)
+    T, S, K = query.shape[2], key.shape[2], query.shape[3]
     rows, columns = np.arange(S - T, S), np.arange(S)
     allowed = allowed_pairs(rows, columns, mask, causal, window)
     seen = None
     if allowed is not None:
-        seen = allowed.any(axis=-2)[..., None]  # (B, H, S, 1)
+        seen = np.any(allowed, axis=-2)[..., None]  # (B, H, S, 1)
         key, value = np.where(seen, key, 0), np.where(seen, value, 0)
 
     scores = (query * (1 / math.sqrt(K))) @ key.swapaxes(-1, -2)  # (B, H, T, S)
@@ -188,9 +187,7 @@ def multi_head_attention_forward(
     return output, cache
 
 
-def multi_head_attention_backward(
-    d_output: np.ndarray, cache: MultiHeadCache
-) -> tuple[np.ndarray, np.ndarray, Parameters]:
+def multi_head_attention_backward(d_output: np.ndarray, cache: MultiHeadCache) -> tuple[np.ndarray, np.ndarray, Parameters]:
     """Gradients of x (through the queries), of the memory (through keys and values), and of the parameters.
 
     In self-attention x was used three times, so its gradient is the sum of the two. Each line inverts one of the forward.

@@ -82,12 +82,8 @@ class ModelConfig:
         if self.position == "rotary":
             _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", self.heads)
         if self.attention == "linear":
-            _require(
-                self.position not in ("rotary", "alibi"),
-                "position",
-                "added positions for linear attention",
-                self.position,
-            )
+            added = self.position not in ("rotary", "alibi")
+            _require(added, "position", "none, sinusoidal or learned for linear attention", self.position)
             _require(self.window is None, "window", "none for linear attention", self.window)
             _require(self.softcap is None, "softcap", "none for linear attention", self.softcap)
 

@@ -30,9 +30,7 @@ class FeedForwardCache(NamedTuple):
     name: str
 
 
-def feed_forward_forward(
-    x: np.ndarray, parameters: Parameters, config: ModelConfig
-) -> tuple[np.ndarray, FeedForwardCache]:
+def feed_forward_forward(x: np.ndarray, parameters: Parameters, config: ModelConfig) -> tuple[np.ndarray, FeedForwardCache]:
     """W_down f(W_up x), or with swiglu W_down (silu(W_gate x) * W_up x) (Shazeer 2020, equation 6).
 
     Shapes: x (B, T, D), output (B, T, D); inside, F numbers per position.

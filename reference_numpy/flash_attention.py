@@ -88,9 +88,7 @@ def flash_attention_forward(
     return output, FlashAttentionCache(query, key, value, output, log_total, seen, options)
 
 
-def flash_attention_backward(
-    d_output: np.ndarray, cache: FlashAttentionCache
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def flash_attention_backward(d_output: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value, tile by tile.
 
     The weights come back as p = exp(score - log sum exp), without a second softmax. Softmax's backward needs, per query,

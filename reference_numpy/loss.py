@@ -13,7 +13,7 @@ class CrossEntropyCache(NamedTuple):
     probabilities: np.ndarray
     targets: np.ndarray
     label_smoothing: float
-    count: int
+    total: int
 
 
 def cross_entropy_forward(
@@ -28,9 +28,7 @@ def cross_entropy_forward(
     """
     vocabulary = logits.shape[-1]
     if targets.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"targets: expected shape {logits.shape[:-1]}, that of the logits without V, got {targets.shape}"
-        )
+        raise ValueError(f"targets: expected shape {logits.shape[:-1]}, that of the logits without V, got {targets.shape}")
     if targets.size and not (IGNORE <= targets.min() and targets.max() < vocabulary):
         raise ValueError(f"targets: expected {IGNORE} to {vocabulary - 1}, got {targets.min()} to {targets.max()}")
     if not 0 <= label_smoothing < 1:
@@ -56,11 +54,9 @@ def cross_entropy_backward(d_loss: np.ndarray | float, cache: CrossEntropyCache)
     -log softmax(z)[v] = log sum_j exp(z_j) - z_v has the derivative p - onehot(v); q sums to 1, so the mixture has p - q:
       dL/dz[n] = (p[n] - q[n]) / count where target n counts, 0 where it is ignored.
     """
-    probabilities, targets, label_smoothing, count = cache
+    probabilities, targets, label_smoothing, total = cache
     vocabulary = probabilities.shape[-1]
     at_target = targets[..., None] == np.arange(vocabulary)
-    difference = (
-        np.where(at_target, probabilities - (1 - label_smoothing), probabilities) - label_smoothing / vocabulary
-    )
-    d_logits = difference * (d_loss / max(count, 1))
+    difference = np.where(at_target, probabilities - (1 - label_smoothing), probabilities) - label_smoothing / vocabulary
+    d_logits = difference * (d_loss / max(total, 1))
     return np.where((targets != IGNORE)[..., None], d_logits, 0)

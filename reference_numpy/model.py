@@ -67,7 +67,7 @@ def model_forward(
     Shapes: tokens (B, T) integers; source (B, S) integers, for an encoder-decoder; padding (B, T) and source_padding (B, S)
     bool, True for a real token. `generator` switches dropout on and is its random stream. `past` (see model_past) continues
     earlier tokens: then only the new ones are given, padding covers all of them, and an encoder-decoder needs no source.
-    Raises ValueError for a source where none belongs or none where one does, and for a length that the positions do not have.
+    Raises ValueError for a source where none belongs or none where one does, and for a length beyond learned positions.
     """
     wants_source = config.kind == "encoder_decoder" and past is None
     if wants_source != (source is not None):
@@ -203,8 +203,8 @@ def _stack_backward(
 def _embed_forward(
     tokens: np.ndarray, parameters: Parameters, config: ModelConfig, start: int, generator: np.random.Generator | None
 ) -> tuple[np.ndarray, EmbedCache]:
-    """Dropout(scale * token embedding + position), positions from `start` on (Vaswani et al. 2017, sections 3.4, 3.5, 5.4)."""
-    B, T = tokens.shape
+    """Dropout(scale * token embedding + position), positions from `start` on (paper: sections 3.4, 3.5, 5.4)."""
+    T = tokens.shape[1]
     x, token_cache = embedding_forward(tokens, parameters["token_embedding.weight"])  # (B, T, D)
     scale = math.sqrt(config.width) if config.scale_embedding else 1.0
     if config.scale_embedding:

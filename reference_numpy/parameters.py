@@ -13,12 +13,13 @@ import numpy as np
 from reference_numpy.config import ModelConfig
 
 Parameters = dict[str, np.ndarray]
+Shapes = dict[str, tuple[int, ...]]
 Value = TypeVar("Value")
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig) -> Shapes:
     """Name and shape of every parameter, in the order in which they are drawn."""
-    shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (config.vocabulary, config.width)}
+    shapes: Shapes = {"token_embedding.weight": (config.vocabulary, config.width)}
     if config.position == "learned":
         shapes["position_embedding.weight"] = (config.context, config.width)
     for stack in stacks(config):
@@ -69,16 +70,16 @@ def _deviation(config: ModelConfig, name: str) -> float:
     return config.initial_deviation
 
 
-def _norm_shapes(config: ModelConfig, width: int) -> dict[str, tuple[int, ...]]:
-    has_bias = config.bias and config.norm == "layer"
-    return {"weight": (width,)} | ({"bias": (width,)} if has_bias else {})
+def _norm_shapes(config: ModelConfig, width: int) -> Shapes:
+    shapes: Shapes = {"weight": (width,)}
+    return shapes | {"bias": (width,)} if config.bias and config.norm == "layer" else shapes
 
 
-def _linear_shapes(config: ModelConfig, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+def _linear_shapes(config: ModelConfig, inputs: int, outputs: int) -> Shapes:
     return {"weight": (outputs, inputs)} | ({"bias": (outputs,)} if config.bias else {})
 
 
-def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def _attention_shapes(config: ModelConfig) -> Shapes:
     query_width, key_width = config.heads * config.head_width, config.key_heads * config.head_width
     shapes = prefixed("query", _linear_shapes(config, config.width, query_width))
     shapes |= prefixed("key", _linear_shapes(config, config.width, key_width))
@@ -88,18 +89,15 @@ def _attention_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | prefixed("output", _linear_shapes(config, query_width, config.width))
 
 
-def _feed_forward_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    shapes = (
-        prefixed("gate", _linear_shapes(config, config.width, config.inner_width))
-        if config.activation == "swiglu"
-        else {}
-    )
-    shapes |= prefixed("up", _linear_shapes(config, config.width, config.inner_width))
+def _feed_forward_shapes(config: ModelConfig) -> Shapes:
+    shapes: Shapes = {}
+    for name in ("gate", "up") if config.activation == "swiglu" else ("up",):
+        shapes |= prefixed(name, _linear_shapes(config, config.width, config.inner_width))
     return shapes | prefixed("down", _linear_shapes(config, config.inner_width, config.width))
 
 
-def _block_shapes(config: ModelConfig, cross: bool) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+def _block_shapes(config: ModelConfig, cross: bool) -> Shapes:
+    shapes: Shapes = {}
     for name in ("attention", "cross_attention") if cross else ("attention",):
         shapes |= prefixed(f"{name}_norm", _norm_shapes(config, config.width))
         shapes |= prefixed(name, _attention_shapes(config))

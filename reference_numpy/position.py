@@ -64,7 +64,7 @@ def _rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 def alibi_slopes(heads: int, dtype: np.dtype) -> np.ndarray:
     """(H,): how fast each head forgets with distance: 2^(-8h/H) for h = 1..H (Press et al. 2022, section 3).
 
-    For H that is no power of two: the slopes of the power below, then every other slope of the power above, as the authors do.
+    For H that is no power of two: the slopes of the power below, then every other slope of the power above.
     """
     power = 2 ** math.floor(math.log2(heads))
     slopes = 2.0 ** (-8 * np.arange(1, power + 1) / power)

@@ -1,0 +1,296 @@
+"""Decoding: sampling, greedy search and beam search, with keys and values of earlier tokens kept or recomputed.
+
+A `Decoder` gives the logits that follow a batch of token sequences; the searches ask it for nothing else, so they serve
+both twins.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from reference_numpy.block import BlockPast
+from reference_numpy.config import ModelConfig
+from reference_numpy.model import ModelCache, model_forward, model_past
+from reference_numpy.parameters import Parameters
+
+
+class Decoder(Protocol):
+    """What a search needs of a model. The sequences of the batch always have one common length."""
+
+    context: int | None
+    """Tokens that the model may look at; None where its positions set no limit."""
+
+    def append(self, tokens: np.ndarray) -> np.ndarray:
+        """Add tokens (B, n) to the sequences; logits (B, V) for the token after the last."""
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch, (B',) integers, in this order; a row may be taken twice."""
+
+    def restart(self) -> None:
+        """Forget all tokens (an encoder-decoder keeps its source)."""
+
+
+class CachedDecoder:
+    """The spec as a Decoder: each call computes the new tokens only, with keys and values of the earlier ones at hand.
+
+    With `cached=False` everything is computed again at every call; both give the same logits to rounding. `source` (B, S) and
+    `source_padding` belong to an encoder-decoder. `context` is the config's; pass None to let positions that are computed
+    (all but learned ones) run on beyond the trained length.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: ModelConfig,
+        source: np.ndarray | None = None,
+        source_padding: np.ndarray | None = None,
+        cached: bool = True,
+        extrapolate: bool = False,
+    ) -> None:
+        self.context = decoding_context(config, extrapolate)
+        self._parameters, self._config, self._cached = parameters, config, cached
+        self._source, self._source_padding = source, source_padding
+        self.restart()
+
+    def restart(self) -> None:
+        self._tokens: np.ndarray | None = None
+        self._past: list[BlockPast] | None = None
+
+    def append(self, tokens: np.ndarray) -> np.ndarray:
+        if not self._cached and self._tokens is not None:
+            tokens = np.concatenate((self._tokens, tokens), axis=1)
+        logits, cache = self._forward(tokens)
+        self._tokens = tokens
+        self._past = model_past(cache) if self._cached else None
+        return logits[:, -1]
+
+    def select(self, rows: np.ndarray) -> None:
+        if self._tokens is not None:
+            self._tokens = self._tokens[rows]
+        if self._past is not None:
+            self._past = [_select_past(past, rows) for past in self._past]
+        if self._source is not None:
+            self._source = self._source[rows]
+        if self._source_padding is not None:
+            self._source_padding = self._source_padding[rows]
+
+    def _forward(self, tokens: np.ndarray) -> tuple[np.ndarray, ModelCache]:
+        source = self._source if self._past is None else None
+        return model_forward(
+            self._parameters, self._config, tokens, source=source, source_padding=self._source_padding, past=self._past
+        )
+
+
+def decoding_context(config: ModelConfig, extrapolate: bool) -> int | None:
+    """The context that decoding keeps to. Raises ValueError where learned positions cannot be extrapolated, and for an
+    encoder, which predicts no next token."""
+    if config.kind == "encoder":
+        raise ValueError("kind: expected decoder or encoder_decoder to write text, got encoder")
+    if extrapolate and config.position == "learned":
+        raise ValueError("extrapolate: expected positions that are computed, got learned ones, which end with the context")
+    return None if extrapolate else config.context
+
+
+def _select_past(past: BlockPast, rows: np.ndarray) -> BlockPast:
+    kept = [
+        None if part is None else part._replace(key=part.key[rows], value=None if part.value is None else part.value[rows])
+        for part in past
+    ]
+    assert kept[0] is not None
+    return BlockPast(kept[0], kept[1])
+
+
+def generate(
+    parameters: Parameters,
+    config: ModelConfig,
+    tokens: np.ndarray,
+    count: int,
+    generator: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    cached: bool = True,
+    extrapolate: bool = False,
+) -> np.ndarray:
+    """Tokens (T,) or (B, T) and `count` sampled ones behind them: (T + count,) or (B, T + count)."""
+    decoder = CachedDecoder(parameters, config, cached=cached, extrapolate=extrapolate)
+    return sample(decoder, tokens, count, generator, temperature, top_k, top_p)
+
+
+def sample(
+    decoder: Decoder,
+    tokens: np.ndarray,
+    count: int,
+    generator: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> np.ndarray:
+    """Tokens (T,) or (B, T) and `count` sampled ones behind them.
+
+    When the context is full, decoding starts again from the last half of it, so that a model never looks at more tokens
+    than it was trained on; see `visible_from`. Raises ValueError for an empty prompt or a negative count.
+    """
+    batch = np.atleast_2d(tokens)
+    if batch.shape[1] == 0:
+        raise ValueError("tokens: expected at least 1 token to go on from, got 0")
+    if count < 0:
+        raise ValueError(f"count: expected at least 0 tokens, got {count}")
+    seen = None
+    for _ in range(count):
+        start = visible_from(batch.shape[1], decoder.context)
+        if seen is None or start != seen[0]:
+            decoder.restart()
+            seen = (start, start)
+        logits = decoder.append(batch[:, seen[1] :])
+        seen = (start, batch.shape[1])
+        chosen = next_tokens(logits, generator, temperature, top_k, top_p)
+        batch = np.concatenate((batch, chosen[:, None]), axis=1)
+    return batch if tokens.ndim == 2 else batch[0]
+
+
+def visible_from(length: int, context: int | None) -> int:
+    """The first of `length` tokens that the model looks at: 0 while they fit the context, then in steps of half of it.
+
+    Moving by one token at a time would change every position, and with it every key, at every step.
+    """
+    if context is None or length <= context:
+        return 0
+    half = max(context // 2, 1)
+    return math.ceil((length - context) / half) * half
+
+
+def next_token(
+    logits: np.ndarray, generator: np.random.Generator, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> int:
+    """One token for logits (V,); see next_tokens."""
+    return int(next_tokens(logits[None], generator, temperature, top_k, top_p)[0])
+
+
+def next_tokens(
+    logits: np.ndarray, generator: np.random.Generator, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+) -> np.ndarray:
+    """Draw one token per row of logits (B, V): (B,) integers.
+
+    softmax(logits / temperature), cut to the `top_k` likeliest (0: all) and then to the fewest likeliest tokens that
+    together reach `top_p` (Holtzman et al. 2020, section 3.1). Temperature 0 takes the likeliest. One uniform number per row
+    is drawn and looked up in the cumulative distribution, in float64, so that equal logits give equal tokens in both twins.
+    Raises ValueError for a temperature below 0, a top_k below 0, a top_p outside (0, 1], or logits that are not finite.
+    """
+    for name, value, holds, expected in (
+        ("temperature", temperature, 0 <= temperature < math.inf, "a finite number of at least 0"),
+        ("top_k", top_k, top_k >= 0, "at least 0"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+    ):
+        if not holds:
+            raise ValueError(f"{name}: expected {expected}, got {value}")
+    if not np.isfinite(logits).all():
+        raise ValueError("logits: expected finite numbers, got NaN or inf: the model has diverged")
+    draws = generator.random(len(logits))
+    if temperature == 0:
+        return logits.argmax(axis=-1)
+    scaled = logits.astype(np.float64)
+    scaled = (scaled - scaled.max(axis=-1, keepdims=True)) / temperature
+    order = np.argsort(-scaled, axis=-1, kind="stable")  # likeliest first
+    p = np.exp(np.take_along_axis(scaled, order, axis=-1))
+    if top_k > 0:
+        p[:, top_k:] = 0
+    p /= p.sum(axis=-1, keepdims=True)
+    before = np.cumsum(p, axis=-1) - p  # probability of all likelier tokens
+    p[before >= top_p] = 0
+    cumulative = np.cumsum(p, axis=-1)
+    rank = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(axis=-1)
+    return np.take_along_axis(order, rank[:, None], axis=-1)[:, 0]
+
+
+class Hypothesis(NamedTuple):
+    """A finished sequence without its start and end tokens, and its score: log probability over length penalty."""
+
+    tokens: list[int]
+    score: float
+
+
+def greedy_search(decoder: Decoder, batch: int, start: int, end: int, maximum: int) -> list[list[int]]:
+    """For each of `batch` rows the likeliest token at every step, until `end` or `maximum` tokens: lists without either."""
+    found: list[list[int]] = [[] for _ in range(batch)]
+    open_rows = np.arange(batch)
+    tokens = np.full((batch, 1), start)
+    decoder.restart()
+    for _ in range(maximum):
+        chosen = decoder.append(tokens).argmax(axis=-1)
+        going = chosen != end
+        for row, token in zip(open_rows[going], chosen[going], strict=True):
+            found[row].append(int(token))
+        if not going.any():
+            break
+        if not going.all():
+            decoder.select(np.flatnonzero(going))
+        open_rows, tokens = open_rows[going], chosen[going][:, None]
+    return found
+
+
+def beam_search(
+    decoder: Decoder, batch: int, start: int, end: int, maximum: int, beams: int = 4, alpha: float = 0.6
+) -> list[Hypothesis]:
+    """The best finished sequence of each of `batch` rows.
+
+    At every step each row keeps its `beams` best open prefixes, by the sum of log probabilities; of the 2 `beams` best
+    continuations those that end go to the finished ones. Finished sequences compare by log p / ((5 + length) / 6)^alpha, the
+    length counting the end token (Wu et al. 2016, equation 14; alpha 0.6 and 4 beams in Vaswani et al. 2017, section 6.1). A
+    row is done when no open prefix can still win; what is open after `maximum` tokens counts as finished.
+    Raises ValueError for fewer than 1 beam.
+    """
+    if beams < 1:
+        raise ValueError(f"beams: expected at least 1, got {beams}")
+    decoder.restart()
+    decoder.select(np.repeat(np.arange(batch), beams))
+    prefixes: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(batch)]
+    scores = np.full((batch, beams), -np.inf)
+    scores[:, 0] = 0.0  # the beams of a row start equal: only one may branch
+    best = [Hypothesis([], -math.inf) for _ in range(batch)]
+    tokens = np.full((batch * beams, 1), start)
+    open_rows = list(range(batch))
+    for length in range(1, maximum + 1):
+        log_p = _log_softmax(decoder.append(tokens)).reshape(len(open_rows), beams, -1)
+        vocabulary = log_p.shape[-1]
+        totals = (scores[open_rows, :, None] + log_p).reshape(len(open_rows), -1)
+        ranked = np.argsort(-totals, axis=-1, kind="stable")[:, : 2 * beams]
+        parents, next_open, next_token_ids = [], [], []
+        for index, row in enumerate(open_rows):
+            kept: list[tuple[int, int, float]] = []
+            for flat in ranked[index]:
+                beam, token = divmod(int(flat), vocabulary)
+                total = float(totals[index, flat])
+                if token == end:
+                    finished = Hypothesis(prefixes[row][beam], total / length_penalty(length, alpha))
+                    best[row] = max(best[row], finished, key=lambda hypothesis: hypothesis.score)
+                elif len(kept) < beams:
+                    kept.append((beam, token, total))
+            while len(kept) < beams:  # fewer continuations than beams: fill with one that can never win
+                kept.append((0, kept[0][1] if kept else start, -math.inf))
+            prefixes[row] = [[*prefixes[row][beam], token] for beam, token, _ in kept]
+            scores[row] = [total for _, _, total in kept]
+            if length == maximum:
+                unfinished = Hypothesis(prefixes[row][0], float(scores[row, 0]) / length_penalty(length, alpha))
+                best[row] = max(best[row], unfinished, key=lambda hypothesis: hypothesis.score)
+            # log p only falls, and the penalty is largest at the longest length
+            if scores[row, 0] / length_penalty(maximum, alpha) > best[row].score:
+                next_open.append(row)
+                parents += [index * beams + beam for beam, _, _ in kept]
+                next_token_ids += [token for _, token, _ in kept]
+        if not next_open:
+            break
+        decoder.select(np.array(parents))
+        tokens, open_rows = np.array(next_token_ids)[:, None], next_open
+    return best
+
+
+def length_penalty(length: int, alpha: float) -> float:
+    """((5 + length) / 6)^alpha: with alpha above 0 longer sequences are held to a lower log probability."""
+    return ((5 + length) / 6) ** alpha
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
