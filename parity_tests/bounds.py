@@ -13,8 +13,8 @@ sum of a subset of the terms, so none exceeds m = max(sum of positive terms, sum
 = (sum |p_i| + |sum p_i|) / 2. There are n - 1 additions, each with variance at most u^2 m^2 / 3, and the n products
 together have at most u^2 sum p_i^2 / 3 <= 2 u^2 m^2 / 3. Independent and of mean zero, their variances add:
 deviation <= sqrt(n + 1) u m / sqrt(3). The growth with sqrt(n) instead of n is that of Higham and Mary, A New Approach
-to Probabilistic Rounding Error Analysis, SISC 2019, theorem 2.4; that dependence of later on earlier errors does no harm
-is Connolly, Higham and Mary, Stochastic Rounding and its Probabilistic Backward Error Analysis, SISC 2021 (martingale).
+to Probabilistic Rounding Error Analysis, SISC 2019, theorem 2.4; that later errors may depend on earlier ones is
+Connolly, Higham and Mary, Stochastic Rounding and its Probabilistic Backward Error Analysis, SISC 2021 (martingale).
 
 **Propagation with all correlations.** Adding up variances elementwise would be wrong wherever one rounded quantity is
 used twice: x * x, y = x + f(x), the one 1/sigma of a row of LayerNorm, a bias seen by every row. Adding up absolute
@@ -57,6 +57,7 @@ ELEMENTARY = 2.0  # an elementary function is off by at most about one ulp = 2 u
 LONGDOUBLE_IS_WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 _NOISE = np.dtype([("sketch", np.float64, (SKETCHES,))])  # one element of noise per element of value: same shape
+_QUIET = np.errstate(all="ignore")  # as a decorator; inf - inf and 0 / 0 are answers here, not accidents
 _BITS = np.arange(SKETCHES, dtype=np.uint64)
 
 
@@ -140,6 +141,7 @@ class Ledger:
         cls.operations = cls.undecided = 0
 
 
+@_QUIET
 def _signs(value: np.ndarray) -> np.ndarray:
     """+-1 of shape value.shape + (SKETCHES,): a hash of the operation and the mantissa, odd in the value."""
     Ledger.operations += 1
@@ -165,8 +167,8 @@ def _is_plain_number(x: object) -> bool:
 class Tracked(NDArrayOperatorsMixin):
     """An array of true values with the rounding errors that computing it in `format` would have made.
 
-    `value`: longdouble, the truth. `noise`: same shape, `SKETCHES` signed errors per element. Structural functions act on
-    both alike, so views, indexing and assignment behave as in NumPy. Whatever has no rule raises TypeError.
+    `value`: longdouble, the truth. `noise`: same shape, `SKETCHES` signed errors per element. Structural functions act
+    on both alike, so views, indexing and assignment behave as in NumPy. Whatever has no rule raises TypeError.
     """
 
     def __init__(self, value: np.ndarray, noise: np.ndarray, format: Format) -> None:
@@ -352,7 +354,7 @@ class Tracked(NDArrayOperatorsMixin):
                 Ledger.undecided += int((np.abs(difference.value) < difference.bound()).sum())
             return ufunc(operands[0].value, operands[1].value)
         if ufunc in _CONTRACTIONS:
-            return _contract(ufunc, *operands, terms=operands[0].shape[-1])
+            return _contract(ufunc, operands[0], operands[1], operands[0].shape[-1])
         if ufunc is np.power:
             return _power(inputs[0], inputs[1])
         if ufunc not in _RULES:
@@ -418,6 +420,7 @@ def _rounded(value: np.ndarray, sketches: Any, amplitude: np.ndarray, format: Fo
     return _pack(value, sketches + size[..., None] * _signs(value), format)
 
 
+@_QUIET
 def _constant(array: np.ndarray, format: Format) -> Tracked:
     value = array.astype(np.longdouble)
     with np.errstate(all="ignore"):
@@ -512,6 +515,7 @@ def _largest_partial_sum(total_of_magnitudes: np.ndarray, total: np.ndarray) -> 
     return (np.asarray(total_of_magnitudes, np.float64) + np.abs(np.asarray(total, np.float64))) / 2
 
 
+@_QUIET
 def _contract(operation: Callable[..., Any], a: Tracked, b: Tracked, terms: int) -> Tracked:
     """sum over `terms` products of a and b, both linear in `operation`: the module's docstring has the derivation."""
     value = np.asarray(operation(a.value, b.value))
@@ -548,7 +552,8 @@ def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Tracked:
     if len(lifted) == 1:
         one = _constant(np.ones(()), template.format)
         return _contract(lambda a, b: np.einsum(f"{sources},->{target}", a, b), lifted[0], one, terms)
-    return _contract(lambda a, b: np.einsum(subscripts, a, b, optimize=a.dtype != np.longdouble), *lifted, terms=terms)
+    pair = lifted[0], lifted[1]
+    return _contract(lambda a, b: np.einsum(subscripts, a, b, optimize=a.dtype != np.longdouble), *pair, terms)
 
 
 def _sketch_axes(a: Tracked, axis: Any) -> tuple[int, ...]:
@@ -560,6 +565,7 @@ def _along(mask: Any) -> Any:
     return mask if mask is True else np.asarray(mask)[..., None]
 
 
+@_QUIET
 def _sum(a: Tracked, axis: Any = None, keepdims: bool = False, where: Any = True, **kwargs: Any) -> Tracked:
     if any(v is not None for k, v in kwargs.items() if k != "initial") or kwargs.get("initial", 0) not in (0, None):
         raise TypeError(f"Tracked: sum has no rule for {', '.join(kwargs)}")
@@ -573,6 +579,7 @@ def _sum(a: Tracked, axis: Any = None, keepdims: bool = False, where: Any = True
     return _rounded(value, sketches, additions * _largest_partial_sum(magnitudes, value), a.format)
 
 
+@_QUIET
 def _extremum(ufunc: np.ufunc, a: Tracked, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
     axes = _sketch_axes(a, axis)
     initial, where = kwargs.pop("initial", None), kwargs.pop("where", True)
@@ -589,6 +596,7 @@ def _extremum(ufunc: np.ufunc, a: Tracked, axis: Any = None, keepdims: bool = Fa
     return result if keepdims else result._both(lambda part: part.squeeze(axes))
 
 
+@_QUIET
 def _cumsum(a: Tracked, axis: Any = None, **kwargs: Any) -> Tracked:
     if any(v is not None for v in kwargs.values()):
         raise TypeError(f"Tracked: cumsum has no rule for {', '.join(kwargs)}")
@@ -599,6 +607,7 @@ def _cumsum(a: Tracked, axis: Any = None, **kwargs: Any) -> Tracked:
     return _rounded(value, np.cumsum(a.sketches, axis), additions * largest, a.format)
 
 
+@_QUIET
 def _sum_segments(a: Tracked, starts: Any, axis: int = 0, **kwargs: Any) -> Tracked:
     if any(v is not None for v in kwargs.values()):
         raise TypeError(f"Tracked: add.reduceat has no rule for {', '.join(kwargs)}")

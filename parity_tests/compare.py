@@ -1,0 +1,397 @@
+"""Comparisons of spec, twin and truth within derived bounds: a parity test of an operation is a few lines of this.
+
+    check_operation("softmax", softmax_forward, softmax_backward, torch_softmax, {"x": x})
+
+compares three witnesses with the longdouble truth, every output and every gradient, elementwise: the spec, the twin under
+autograd, and the complex step through the spec. The bounds are those of `bounds.py`; there is no other tolerance.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from parity_tests.bounds import (
+    CONFIDENCE,
+    LONGDOUBLE_IS_WIDER,
+    TWIN_FACTOR,
+    Tracked,
+    format_of,
+    run_tracked,
+    track_tree,
+    unit_roundoff,
+)
+
+STEP = 1e-30  # complex step: its square is lost beside 1 even in longdouble, so the derivative has no truncation error
+SMALL = 48  # inputs with at most so many elements are differentiated by the complex step element by element
+CANARY = 3.0  # a perturbation of so many bounds must be rejected
+NARROW_LONGDOUBLE = "longdouble is no wider than double here, so there is no truth to compare with"
+
+
+class Tally(NamedTuple):
+    """Errors seen so far of one tensor: the largest error / bound, and moments of error / deviation."""
+
+    worst: float = 0.0
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: "Tally") -> "Tally":  # type: ignore[override]  # a sum of tallies, not of tuples
+        return Tally(max(self.worst, other.worst), *(a + b for a, b in zip(self[1:], other[1:], strict=True)))
+
+    @property
+    def root_mean_square(self) -> float:
+        """Of error / deviation: 1 if the model is exact."""
+        return math.sqrt(self.squares / max(self.count, 1))
+
+    @property
+    def bias(self) -> float:
+        """Mean of error / deviation: 0 unless the error is systematic."""
+        return self.total / max(self.count, 1)
+
+
+REGISTRY: dict[tuple[str, str, str], Tally] = {}  # (operation, tensor, dtype) -> what the session has seen
+
+
+def record(operation: str, tensor: str, dtype: str, tally: Tally) -> None:
+    """Add to the session's registry, which `pytest --report-bounds` prints."""
+    key = (operation, tensor, dtype)
+    REGISTRY[key] = REGISTRY.get(key, Tally()) + tally
+
+
+def report() -> str:
+    """The registry as a table, the worst ratio last."""
+    rows = sorted(REGISTRY.items(), key=lambda item: item[1].worst)
+    lines = [
+        f"{'error/bound':>11}  {'rms/deviation':>13}  {'bias':>7}  {'elements':>9}  dtype     operation, tensor",
+        *(
+            f"{t.worst:11.4f}  {t.root_mean_square:13.4f}  {t.bias:7.3f}  {t.count:9d}  {dtype:8s}  {operation}, {tensor}"
+            for (operation, tensor, dtype), t in rows
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def assert_within(
+    actual: Any, truth: np.ndarray, bound: np.ndarray, what: str, dtype: Any = None, factor: float = 1.0
+) -> Tally:
+    """Assert |actual - truth| <= factor * bound elementwise; returns the tally of the errors.
+
+    Shape and (if given) dtype are compared first; non-finite values must match exactly; NaN never passes otherwise.
+    `what` says what is compared, for the message. Raises AssertionError that names the worst element.
+    """
+    actual = np.asarray(actual)
+    assert actual.shape == truth.shape == bound.shape, f"{what}: shape {actual.shape}, expected {truth.shape}"
+    assert dtype is None or actual.dtype == dtype, f"{what}: dtype {actual.dtype}, expected {dtype}"
+    finite = np.isfinite(truth)
+    assert np.isfinite(bound).all(), f"{what}: the bound is not finite, the analysis does not apply to these inputs"
+    with np.errstate(invalid="ignore"):  # longdouble of a signalling pattern
+        wide = actual.astype(np.longdouble)
+    same = (wide == truth) | (np.isnan(wide) & np.isnan(truth))
+    if not (same | finite).all():
+        raise AssertionError(_message(what, wide, truth, np.where(same | finite, 0.0, np.inf)))
+
+    limit = factor * bound.astype(np.longdouble)
+    error = np.where(finite, wide - np.where(finite, truth, 0), 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(error == 0, 0, np.abs(error) / limit)
+    if not (np.abs(error) <= limit).all():
+        raise AssertionError(_message(what, wide, truth, ratio))
+    scaled = (error[limit > 0] / limit[limit > 0] * (factor * CONFIDENCE)).astype(np.float64)
+    return Tally(float(ratio.max(initial=0.0)), scaled.size, float(scaled.sum()), float((scaled * scaled).sum()))
+
+
+def _message(what: str, actual: np.ndarray, truth: np.ndarray, ratio: np.ndarray) -> str:
+    worst = np.unravel_index(int(np.argmax(np.where(np.isnan(ratio), np.inf, ratio))), ratio.shape)
+    index = ", ".join(str(int(i)) for i in worst)
+    outside = int((~(ratio <= 1)).sum())
+    return (
+        f"{what}[{index}]: {actual[worst]!s}, expected {truth[worst]!s}: "
+        f"error/bound {ratio[worst]:.4g} ({outside} of {ratio.size} elements out of bounds)"
+    )
+
+
+def assert_rejected(actual: Any, truth: np.ndarray, bound: np.ndarray, what: str, factor: float = 1.0) -> None:
+    """Canary: the comparison that has just passed must fail if one element moves by CANARY bounds, or becomes NaN.
+
+    The element is the one with the tightest bound: where a fault has the least room to hide.
+    """
+    finite = np.isfinite(truth)
+    if not finite.any():
+        return
+    place = np.unravel_index(int(np.argmin(np.where(finite, bound, np.inf))), bound.shape)
+    away = np.longdouble(np.inf if np.asarray(actual)[place] >= truth[place] else -np.inf)
+    shifted = np.nextafter(truth[place] + np.copysign(CANARY * factor * bound[place], away), away)
+    for fault in (shifted, np.longdouble(np.nan)):
+        faulty = np.asarray(actual).astype(np.longdouble)
+        faulty[place] = fault
+        try:
+            assert_within(faulty, truth, bound, what, factor=factor)
+        except AssertionError:
+            continue
+        raise AssertionError(f"{what}: the comparison accepts {fault} for {truth[place]} (bound {bound[place]})")
+
+
+# ---- one operation, all witnesses
+
+
+class Results(NamedTuple):
+    """Outputs, and one gradient per argument (None where there is none)."""
+
+    outputs: tuple[Any, ...]
+    gradients: tuple[Any, ...]
+
+
+def check_operation(
+    name: str,
+    spec_forward: Callable[..., tuple[Any, Any]],
+    spec_backward: Callable[[Any, Any], Any],
+    twin_function: Callable[..., Any] | None,
+    arguments: Mapping[str, Any],
+    *,
+    constants: Sequence[str] = (),
+    dtypes: Sequence[str] = ("float64",),
+    seed: int = 0,
+    twin_factor: float = TWIN_FACTOR,
+    complex_step: bool = True,
+) -> dict[str, float]:
+    """Compare spec, twin and complex step with the truth; returns the worst error/bound by "dtype witness tensor".
+
+    spec_forward(*arguments) -> output(s), cache; spec_backward(d_output(s), cache) -> the gradient, or a tuple of gradients,
+    of all arguments (None where there is none) or of the differentiable ones, in their order;
+    twin_function(*arguments as tensors) -> output(s), or None to check the spec alone.
+    `arguments` by name, in order: float64 arrays are differentiable unless named in `constants`; integers, masks, None and
+    other objects are passed through. Layouts (strides, broadcasting) are kept, also for the twin where torch can hold them.
+    For dtypes other than float64 the inputs are rounded first, so that they are exact; bfloat16 is for the twin alone.
+    Skips where longdouble is no wider than double. Raises AssertionError with the tensor, element and error/bound.
+    """
+    if not LONGDOUBLE_IS_WIDER:
+        import pytest
+
+        pytest.skip(NARROW_LONGDOUBLE)
+    worst: dict[str, float] = {}
+    for dtype in dtypes:
+        values = [cast(value, dtype) if is_real(value) else value for value in arguments.values()]
+        wanted = [is_real(v) and key not in constants for key, v in arguments.items()]
+        upstream, truth = _truth(spec_forward, spec_backward, values, wanted, dtype, seed)
+        witnesses: dict[str, tuple[Results, float]] = {}
+        if dtype != "bfloat16":
+            witnesses["spec"] = _run_spec(spec_forward, spec_backward, values, wanted, upstream), 1.0
+        if twin_function is not None:
+            witnesses["twin"] = _run_twin(twin_function, values, wanted, upstream, dtype), twin_factor
+        for witness, (results, factor) in witnesses.items():
+            expected_dtype = None if dtype == "bfloat16" else np.dtype(dtype)
+            for tensor, actual, tracked in _pairs(results, truth, list(arguments)):
+                what = f"{name}, {dtype}, {witness} {tensor}"
+                tally = _compare(actual, tracked, what, expected_dtype, factor)
+                record(name, f"{witness} {tensor}", dtype, tally)
+                worst[f"{dtype} {witness} {tensor}"] = tally.worst
+        if dtype == "float64" and complex_step and all(np.isfinite(v).all() for v in values if is_real(v)):
+            gradients = witnesses["spec"][0].gradients
+            ratio = _check_complex_step(
+                name, spec_forward, values, list(arguments), wanted, upstream, gradients, truth.gradients, seed
+            )
+            worst["float64 complex step"] = ratio
+    return worst
+
+
+def is_real(value: Any) -> bool:
+    """Is it a floating-point array?"""
+    return isinstance(value, (np.ndarray, np.floating)) and value.dtype.kind == "f"
+
+
+def cast(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array rounded to dtype (bfloat16: as float64 that bfloat16 can hold), with the strides it has; a new array."""
+    array = np.asarray(array)
+    if dtype == "bfloat16":
+        rounded = torch.tensor(np.ascontiguousarray(array)).to(torch.bfloat16).to(torch.float64).numpy()
+        return with_layout_of(array, rounded.reshape(array.shape))
+    with np.errstate(over="ignore"):
+        return with_layout_of(array, array.astype(dtype))
+
+
+def with_layout_of(model: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A new array of these values whose strides are those of the model, in elements: steps, signs, zeros (broadcast)."""
+    size = model.itemsize
+    if model.size == 0 or any(stride % size for stride in model.strides):
+        return values.copy()
+    steps = [stride // size for stride in model.strides]
+    reach = [step * (length - 1) for step, length in zip(steps, model.shape, strict=True)]
+    first = -sum(r for r in reach if r < 0)
+    buffer = np.zeros(first + sum(r for r in reach if r > 0) + 1, values.dtype)
+    strides = [step * values.dtype.itemsize for step in steps]
+    view = np.lib.stride_tricks.as_strided(buffer[first:], model.shape, strides)
+    view[...] = values
+    return view
+
+
+def to_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
+    """A tensor of its own memory with the strides of the array; contiguous where torch cannot have them (negative)."""
+    own = with_layout_of(array, array) if all(s >= 0 for s in array.strides) else array.copy()
+    tensor = torch.from_numpy(own) if own.ndim else torch.tensor(own[()])
+    target: torch.dtype = getattr(torch, dtype)
+    if tensor.dtype == target or not tensor.is_floating_point():
+        return tensor
+    result = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=target)
+    return result.copy_(tensor) if 0 not in tensor.stride() else tensor.to(target)
+
+
+def from_tensor(tensor: torch.Tensor) -> np.ndarray:
+    """The array of a tensor; bfloat16 as float64."""
+    tensor = tensor.detach().cpu()
+    array: np.ndarray = (tensor.to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def _tuple(x: Any) -> tuple[Any, ...]:
+    return tuple(x) if isinstance(x, (tuple, list)) else (x,)
+
+
+def _same_structure(flat: Sequence[Any], model: Any) -> Any:
+    return tuple(flat) if isinstance(model, (tuple, list)) else flat[0]
+
+
+def _aligned(gradients: Any, wanted: Sequence[bool]) -> tuple[Any, ...]:
+    """One gradient per argument, from a spec that returns one per argument or one per differentiable argument."""
+    given = _tuple(gradients)
+    if len(given) == len(wanted):
+        return tuple(g if want else None for g, want in zip(given, wanted, strict=True))
+    assert len(given) == sum(wanted), f"backward gave {len(given)} gradients for {sum(wanted)} differentiable arguments"
+    remaining = iter(given)
+    return tuple(next(remaining) if want else None for want in wanted)
+
+
+def _truth(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    values: Sequence[Any],
+    wanted: Sequence[bool],
+    dtype: str,
+    seed: int,
+) -> tuple[tuple[np.ndarray, ...], Results]:
+    """A random upstream gradient per output, and the tracked outputs and gradients."""
+    upstream: list[np.ndarray] = []
+
+    def run(*tracked: Any) -> Results:
+        output, cache = forward(*tracked)
+        generator = np.random.default_rng(seed)
+        upstream.extend(cast(generator.standard_normal(y.shape), dtype) for y in _tuple(output))
+        d_output = _same_structure([track_tree(d, dtype) for d in upstream], output)
+        return Results(_tuple(output), _aligned(backward(d_output, cache), wanted))
+
+    truth = run_tracked(run, *values, format=format_of(dtype))
+    return tuple(upstream), truth
+
+
+def _run_spec(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    values: Sequence[Any],
+    wanted: Sequence[bool],
+    upstream: Sequence[np.ndarray],
+) -> Results:
+    """Outputs and gradients of the spec; asserts that it leaves its inputs as they were."""
+    before = [v.copy() if isinstance(v, np.ndarray) else v for v in (*values, *upstream)]
+    output, cache = forward(*values)
+    gradients = backward(_same_structure(upstream, output), cache)
+    for old, new in zip(before, (*values, *upstream), strict=True):
+        assert not isinstance(old, np.ndarray) or old.tobytes() == new.tobytes(), "the spec changed one of its inputs"
+    return Results(_tuple(output), _aligned(gradients, wanted))
+
+
+def _run_twin(
+    function: Callable[..., Any],
+    values: Sequence[Any],
+    wanted: Sequence[bool],
+    upstream: Sequence[np.ndarray],
+    dtype: str,
+) -> Results:
+    tensors = [to_tensor(np.asarray(v), dtype) if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
+    leaves = [t.requires_grad_() for t, want in zip(tensors, wanted, strict=True) if want]
+    outputs = _tuple(function(*tensors))
+    d_outputs = [to_tensor(d, dtype) for d in upstream]
+    for y in outputs:
+        assert y.dtype == getattr(torch, dtype), f"the twin's output has dtype {y.dtype}, expected {dtype}"
+    found = iter(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True, materialize_grads=True))
+    return Results(
+        tuple(from_tensor(y) for y in outputs), tuple(from_tensor(next(found)) if want else None for want in wanted)
+    )
+
+
+def _pairs(results: Results, truth: Results, names: Sequence[str]) -> list[tuple[str, Any, Tracked]]:
+    assert len(results.outputs) == len(truth.outputs), f"{len(results.outputs)} outputs, expected {len(truth.outputs)}"
+    single = len(truth.outputs) == 1
+    triples = [
+        ("output" if single else f"output {i}", actual, tracked)
+        for i, (actual, tracked) in enumerate(zip(results.outputs, truth.outputs, strict=True))
+    ]
+    for name, actual, tracked in zip(names, results.gradients, truth.gradients, strict=True):
+        assert (actual is None) == (tracked is None), f"d_{name}: a gradient is there in one run and not in another"
+        if tracked is not None:
+            triples.append((f"d_{name}", actual, tracked))
+    return triples
+
+
+def _compare(actual: Any, tracked: Any, what: str, dtype: Any, factor: float) -> Tally:
+    assert isinstance(tracked, Tracked), f"{what}: the tracked run gave {type(tracked).__name__}: its bound is lost"
+    bound = tracked.bound()
+    tally = assert_within(actual, tracked.value, bound, what, dtype, factor)
+    assert_rejected(actual, tracked.value, bound, what, factor)
+    return tally
+
+
+def _check_complex_step(
+    name: str,
+    forward: Callable[..., Any],
+    values: Sequence[Any],
+    names: Sequence[str],
+    wanted: Sequence[bool],
+    upstream: Sequence[np.ndarray],
+    gradients: Sequence[Any],
+    truth: Sequence[Any],
+    seed: int,
+) -> float:
+    """The spec's float64 gradients against Im f(x + i h v) / h, and the largest error/bound.
+
+    Squire and Trapp, Using Complex Variables to Estimate Derivatives of Real Functions, SIAM Review 1998: no difference is
+    formed, so h can be so small that nothing is truncated. The step runs in longdouble, where its own rounding is 2^-11 of
+    that of the gradient under test, whose tracked bound is therefore the tolerance; `own` covers exact gradients.
+    """
+    generator = np.random.default_rng(seed + 1)
+    real = [i for i, want in enumerate(wanted) if want]
+    dense = {i: generator.standard_normal(values[i].shape) for i in real}
+    slope, own = _directional(forward, values, dense, upstream)
+    along = sum((np.sum(gradients[i] * dense[i].astype(np.longdouble)) for i in real), np.longdouble(0))
+    tracked = [(truth[i] * dense[i]).sum() for i in real]
+    bound = sum((t.bound() for t in tracked), np.zeros(())) + own
+    worst = assert_within(along, np.asarray(slope), np.asarray(bound), f"{name}, complex step along a line").worst
+    for i in real:
+        if 0 < values[i].size <= SMALL:
+            slopes, owns = np.zeros(values[i].shape, np.longdouble), np.zeros(values[i].shape)
+            for place in np.ndindex(*values[i].shape):
+                unit = np.zeros(values[i].shape)
+                unit[place] = 1.0
+                slopes[place], owns[place] = _directional(forward, values, {i: unit}, upstream)
+            what = f"{name}, complex step d_{names[i]}"
+            worst = max(worst, assert_within(gradients[i], slopes, truth[i].bound() + owns, what).worst)
+    record(name, "complex step", "float64", Tally(worst))
+    return worst
+
+
+def _directional(
+    forward: Callable[..., Any], values: Sequence[Any], direction: Mapping[int, np.ndarray], upstream: Sequence[np.ndarray]
+) -> tuple[np.longdouble, float]:
+    """The derivative of sum(upstream * output) along the direction, and the rounding of this sum in longdouble."""
+    steps: list[Any] = []
+    for i, value in enumerate(values):
+        if is_real(value):
+            value = np.asarray(value).astype(np.clongdouble)
+            value.imag = STEP * direction[i] if i in direction else 0.0
+        steps.append(value)
+    output, _ = forward(*steps)
+    terms = [d * np.asarray(y).imag / np.longdouble(STEP) for y, d in zip(_tuple(output), upstream, strict=True)]
+    count = sum(term.size for term in terms) + 2
+    own = CONFIDENCE * unit_roundoff("longdouble") * count * float(sum((np.abs(t).sum() for t in terms), np.longdouble(0)))
+    return sum((t.sum() for t in terms), np.longdouble(0)), own

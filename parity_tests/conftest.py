@@ -1,0 +1,38 @@
+"""Options and profiles of the proof: `--report-bounds`, and the Hypothesis profile "deep"."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from parity_tests import compare
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twinformer" / "hypothesis"
+set_hypothesis_home_dir(CACHE)  # found failures are remembered there, not in the repository
+# "ci", chosen in pyproject.toml, comes with Hypothesis: derandomised, no deadline, says how to replay a failure.
+settings.register_profile("deep", deadline=None, print_blob=True, max_examples=10_000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--report-bounds", action="store_true", help="print max(error/bound) per operation, tensor and dtype")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """A worker of pytest-xdist has ended: its registry joins ours."""
+    for *key, tally in getattr(node, "workeroutput", {}).get("bounds", []):
+        compare.record(*key, compare.Tally(*tally))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        rows = [[*key, list(tally)] for key, tally in compare.REGISTRY.items()]
+        session.config.workeroutput["bounds"] = rows
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--report-bounds") and compare.REGISTRY:
+        terminalreporter.section("error/bound")
+        terminalreporter.write_line(compare.report())
