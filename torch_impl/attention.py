@@ -1,0 +1,214 @@
+"""Scaled dot-product attention and multi-head attention (Vaswani et al. 2017, section 3.2)."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reference_numpy.config import ModelConfig
+from torch_impl.flash_attention import flash_attention
+from torch_impl.linear import Linear
+from torch_impl.linear_attention import linear_attention
+from torch_impl.mask import allowed_pairs
+from torch_impl.normalization import Norm
+from torch_impl.position import alibi_bias, alibi_slopes, rotary
+from torch_impl.softmax import softmax
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    slopes: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """softmax(query key^T / sqrt(K)) value, step by step, and the weights: for looking, and for the soft cap.
+
+    Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S); output (B, H, T, K),
+    weights (B, H, T, S). The edge cases are the spec's. Raises ValueError for shapes that do not fit.
+    """
+    check_attention_shapes(query, key, value, mask)
+    T, S, K = query.shape[2], key.shape[2], query.shape[3]
+    allowed = allowed_pairs(T, S, mask, causal, window, query.device)
+    if allowed is not None:
+        seen = allowed.any(dim=-2)[..., None]  # (B, H, S, 1)
+        key, value = torch.where(seen, key, 0), torch.where(seen, value, 0)
+    scores = (query * (1 / math.sqrt(K))) @ key.transpose(-1, -2)  # (B, H, T, S)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    if slopes is not None:
+        scores = scores + alibi_bias(slopes, T, S)
+    if allowed is not None:
+        scores = torch.where(allowed, scores, -torch.inf)
+    weights = softmax(scores)
+    return weights @ value, weights
+
+
+def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    B, H, T, K = query.shape
+    S = key.shape[2]
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != (B, H, S, K):
+            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {tuple(tensor.shape)}")
+    if mask is None:
+        return
+    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), (S, T, H, B), strict=False))
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )
+
+
+class KeyValue:
+    """What decoding keeps of the tokens so far: keys (already turned) and values in buffers (B, G, room, K) that double
+    when they are full, or linear attention's state. `length` counts the tokens."""
+
+    def __init__(self) -> None:
+        self.key: Tensor | None = None
+        self.value: Tensor | None = None
+        self.state: Tensor | None = None
+        self.length = 0
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values (B, G, n, K) behind the old ones; all of them, (B, G, length, K)."""
+        stop = self.length + key.shape[2]
+        if self.key is None or self.value is None or stop > self.key.shape[2]:
+            room = max(16, 2 * stop)
+            self.key, self.value = (
+                torch.cat((new[:, :, :0] if old is None else old[:, :, : self.length], new.new_empty(
+                    *new.shape[:2], room - self.length, new.shape[3]
+                )), dim=2)
+                for old, new in ((self.key, key), (self.value, value))
+            )  # fmt: skip
+        self.key[:, :, self.length : stop] = key
+        self.value[:, :, self.length : stop] = value
+        self.length = stop
+        return self.key[:, :, :stop], self.value[:, :, :stop]
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        for name in ("key", "value", "state"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, tensor[rows])
+
+
+class MultiHeadAttention(nn.Module):
+    """concat(head_1, ..., head_H) W_output, each head attending with its own projections.
+
+    `cross` switches off what belongs to self-attention alone: rotation, ALiBi, window.
+    """
+
+    def __init__(self, config: ModelConfig, cross: bool = False) -> None:
+        super().__init__()
+        self.config, self.cross = config, cross
+        key_width = config.key_heads * config.head_width
+        self.query = Linear(config.width, config.width, config.bias)
+        self.key = Linear(config.width, key_width, config.bias)
+        self.value = Linear(config.width, key_width, config.bias)
+        if config.qk_norm:
+            self.query_norm = Norm(config, config.head_width, "rms")
+            self.key_norm = Norm(config, config.head_width, "rms")
+        self.output = Linear(config.width, config.width, config.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Tensor | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        past: KeyValue | None = None,
+        keep: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Shapes: x (B, T, D); memory (B, S, D) or None for x itself; mask broadcastable to (B, H, T, S); output (B, T, D).
+
+        `past` continues earlier tokens and takes the new ones in; in cross-attention it is filled by the first call and
+        stands for the memory afterwards. A list `keep` receives the weights (B, H, T, S).
+        """
+        config = self.config
+        start = 0 if past is None or self.cross else past.length
+        if self.cross and past is not None and past.length > 0:
+            assert past.key is not None and past.value is not None
+            query = self._split(self.query(x), config.heads)
+            query = self.query_norm(query) if config.qk_norm else query
+            key, value = past.key[:, :, : past.length], past.value[:, :, : past.length]
+        else:
+            query, key, value = self._project(x, memory)
+            if config.qk_norm:
+                query, key = self.query_norm(query), self.key_norm(key)
+            if config.position == "rotary" and not self.cross:
+                query, key = rotary(query, start), rotary(key, start)
+            if past is not None and (self.cross or config.attention == "softmax"):
+                key, value = past.append(key, value)
+        attended = self._attend(
+            query, repeat_heads(key, config.heads), repeat_heads(value, config.heads), mask, causal, past, keep
+        )
+        return self.output(merge_heads(attended))
+
+    def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, K), keys and values (B, G, S, K). In self-attention one product makes all three."""
+        heads, groups = self.config.heads, self.config.key_heads
+        if memory is not None:
+            return (
+                self._split(self.query(x), heads),
+                self._split(self.key(memory), groups),
+                self._split(self.value(memory), groups),
+            )
+        layers = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
+        together = self._split(F.linear(x, weight, bias), heads + 2 * groups)  # (B, H + 2G, T, K)
+        query, key, value = together.split((heads, groups, groups), dim=1)
+        return query, key, value
+
+    def _split(self, x: Tensor, heads: int) -> Tensor:
+        """(B, T, heads K) -> (B, heads, T, K)."""
+        return x.unflatten(-1, (heads, self.config.head_width)).transpose(1, 2)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        past: KeyValue | None,
+        keep: list[Tensor] | None,
+    ) -> Tensor:
+        """Run the form of attention that the config names; the fused one unless its weights or its scores are wanted."""
+        config = self.config
+        if config.attention == "linear":
+            state = None if past is None or self.cross else past.state
+            output, state = linear_attention(query, key, value, mask, causal=causal, state=state)
+            if past is not None and not self.cross:
+                past.state, past.length = state, past.length + key.shape[2]
+            return output
+        slopes = None
+        if config.position == "alibi" and not self.cross:
+            slopes = alibi_slopes(config.heads, query.dtype, query.device)
+        window = None if self.cross else config.window
+        if keep is None and config.softcap is None:
+            return flash_attention(query, key, value, mask, causal=causal, window=window, slopes=slopes)
+        output, weights = scaled_dot_product_attention(
+            query, key, value, mask, causal=causal, window=window, slopes=slopes, softcap=config.softcap
+        )
+        if keep is not None:
+            keep.append(weights)
+        return output
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(B, H, T, K) -> (B, T, H K)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, G, S, K) -> (B, H, S, K): H/G neighbouring query heads share one key-value head."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)

@@ -1,0 +1,73 @@
+"""Blocks: attention and feed-forward, each inside a residual connection with a norm."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from reference_numpy.config import ModelConfig
+from torch_impl.attention import KeyValue, MultiHeadAttention
+from torch_impl.dropout import Generator, dropout, dropout_mask
+from torch_impl.feed_forward import FeedForward
+from torch_impl.normalization import Norm
+
+
+def drop(x: Tensor, config: ModelConfig, generator: Generator | None) -> Tensor:
+    """Dropout at the config's rate; nothing in evaluation (no generator) and where the rate is 0."""
+    if generator is None or config.dropout == 0:
+        return x
+    return dropout(x, config.dropout, dropout_mask(tuple(x.shape), config.dropout, generator, x.device))
+
+
+class BlockPast:
+    """Keys and values that decoding keeps for one block; `memory` is the cross-attention's."""
+
+    def __init__(self) -> None:
+        self.own = KeyValue()
+        self.memory = KeyValue()
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention over the memory if `cross`, feed-forward; each with its residual and norm."""
+
+    def __init__(self, config: ModelConfig, cross: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.attention_norm = Norm(config, config.width)
+        self.attention = MultiHeadAttention(config)
+        if cross:
+            self.cross_attention_norm = Norm(config, config.width)
+            self.cross_attention = MultiHeadAttention(config, cross=True)
+        self.cross = cross
+        self.feed_forward_norm = Norm(config, config.width)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        memory: Tensor | None = None,
+        memory_mask: Tensor | None = None,
+        generator: Generator | None = None,
+        past: BlockPast | None = None,
+        keep: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S')."""
+        own_past, memory_past = (None, None) if past is None else (past.own, past.memory)
+
+        def attention(h: Tensor) -> Tensor:
+            return self.attention(h, None, mask, causal, own_past, keep)
+
+        def cross_attention(h: Tensor) -> Tensor:
+            return self.cross_attention(h, memory, memory_mask, past=memory_past, keep=keep)
+
+        x = self._residual(x, attention, self.attention_norm, generator)
+        if self.cross:
+            x = self._residual(x, cross_attention, self.cross_attention_norm, generator)
+        return self._residual(x, self.feed_forward, self.feed_forward_norm, generator)
+
+    def _residual(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Norm, generator: Generator | None) -> Tensor:
+        """pre: x + Dropout(f(Norm(x))); post: Norm(x + Dropout(f(x)))."""
+        if self.config.norm_position == "pre":
+            return x + drop(sublayer(norm(x)), self.config, generator)
+        return norm(x + drop(sublayer(x), self.config, generator))

@@ -1,0 +1,75 @@
+"""Decoding: the twin as a Decoder for the spec's searches, which only ask for logits."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from reference_numpy.decode import decoding_context, sample
+from torch_impl.block import BlockPast
+from torch_impl.model import Transformer
+from torch_impl.parameters import as_numpy
+
+
+class CachedDecoder:
+    """The twin as a Decoder; see the spec's class for the arguments. Tokens go in and logits come out as NumPy arrays."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        source: np.ndarray | None = None,
+        source_padding: np.ndarray | None = None,
+        cached: bool = True,
+        extrapolate: bool = False,
+    ) -> None:
+        self.context = decoding_context(model.config, extrapolate)
+        self._model, self._cached = model, cached
+        self._source = self._tensor(source)
+        self._source_padding = self._tensor(source_padding)
+        self.restart()
+
+    def restart(self) -> None:
+        self._tokens: np.ndarray | None = None
+        self._past = [BlockPast() for _ in range(self._model.config.layers)] if self._cached else None
+
+    @torch.inference_mode()
+    def append(self, tokens: np.ndarray) -> np.ndarray:
+        if not self._cached and self._tokens is not None:
+            tokens = np.concatenate((self._tokens, tokens), axis=1)
+        started = self._past is not None and self._past[0].own.length > 0
+        source = None if started else self._source
+        new = self._tensor(tokens)
+        assert new is not None
+        logits = self._model(new, source=source, source_padding=self._source_padding, past=self._past)
+        self._tokens = tokens
+        return as_numpy(logits[:, -1])
+
+    @torch.inference_mode()
+    def select(self, rows: np.ndarray) -> None:
+        index = torch.as_tensor(rows, device=self._model.device)
+        if self._tokens is not None:
+            self._tokens = self._tokens[rows]
+        for past in self._past or []:
+            past.own.select(index)
+            past.memory.select(index)
+        self._source = None if self._source is None else self._source[index]
+        self._source_padding = None if self._source_padding is None else self._source_padding[index]
+
+    def _tensor(self, array: np.ndarray | None) -> Any:
+        return None if array is None else torch.as_tensor(np.ascontiguousarray(array), device=self._model.device)
+
+
+def generate(
+    model: Transformer,
+    tokens: np.ndarray,
+    count: int,
+    generator: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    cached: bool = True,
+    extrapolate: bool = False,
+) -> np.ndarray:
+    """Tokens (T,) or (B, T) and `count` sampled ones behind them: (T + count,) or (B, T + count)."""
+    decoder = CachedDecoder(model, cached=cached, extrapolate=extrapolate)
+    return sample(decoder, tokens, count, generator, temperature, top_k, top_p)

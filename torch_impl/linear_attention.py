@@ -1,0 +1,55 @@
+"""Linear attention: the feature map elu + 1 instead of the softmax; see the spec for the derivation."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles the state
+
+
+def linear_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, H, T, K) and the state (B, H, K, K + 1) to continue from.
+
+    Shapes: query (B, H, T, K), key and value (B, H, S, K), mask over keys (B, 1, 1, S), state as returned.
+    """
+    query_features, key_features = F.elu(query) + 1, F.elu(key) + 1
+    if mask is not None:
+        mask = torch.atleast_2d(mask)
+        if mask.shape[-2] != 1:
+            raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {tuple(mask.shape)}")
+        seen = mask.transpose(-1, -2)  # (B, H, S, 1)
+        value = torch.where(seen, value, 0)
+        key_features = torch.where(seen, F.elu(torch.where(seen, key, 0)) + 1, 0)
+    value_and_one = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
+    product = causal_product if causal else full_product
+    sums, state = product(query_features, key_features, value_and_one, state)
+    numerator, normalizer = sums[..., :-1], sums[..., -1:]
+    return numerator / torch.where(normalizer == 0, 1, normalizer), state
+
+
+def full_product(a: Tensor, b: Tensor, w: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """sum over all s of (a_t . b_s) w_s, and the state."""
+    total = b.transpose(-1, -2) @ w
+    if state is not None:
+        total = state + total
+    return a @ total, total
+
+
+def causal_product(a: Tensor, b: Tensor, w: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """sum over s <= t of (a_t . b_s) w_s, tile by tile, and the state after the last tile."""
+    if state is None:
+        state = a.new_zeros(*a.shape[:2], a.shape[-1], w.shape[-1])
+    tiles = [a[..., :0, :] @ state]
+    for a_tile, b_tile, w_tile in zip(*(x.split(CHUNK, dim=2) for x in (a, b, w)), strict=True):
+        pairs = (a_tile @ b_tile.transpose(-1, -2)).tril()
+        tiles.append(a_tile @ state + pairs @ w_tile)
+        state = state + b_tile.transpose(-1, -2) @ w_tile
+    return torch.cat(tiles, dim=2), state

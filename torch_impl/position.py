@@ -1,0 +1,43 @@
+"""Positions: sinusoidal, rotary, ALiBi. The tables are the spec's, since they are constants of the model."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reference_numpy import position as spec
+
+
+@lru_cache(maxsize=64)
+def sinusoidal_table(start: int, stop: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(stop - start, D): the rows for positions start to stop - 1."""
+    table = spec.sinusoidal_table(np.arange(start, stop), width, np.dtype(np.float64))
+    return torch.from_numpy(table).to(dtype).to(device)  # rounded before it moves: not every device has float64
+
+
+@lru_cache(maxsize=64)
+def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, (stop - start, K/2) each, for positions start to stop - 1."""
+    tables = spec.rotary_tables(np.arange(start, stop), head_width, np.dtype(np.float64))
+    cosine, sine = (torch.from_numpy(table).to(dtype).to(device) for table in tables)
+    return cosine, sine
+
+
+def rotary(x: Tensor, start: int = 0) -> Tensor:
+    """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise."""
+    cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
+
+
+@lru_cache(maxsize=64)
+def alibi_slopes(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(H,): how fast each head forgets with distance."""
+    return torch.from_numpy(spec.alibi_slopes(heads, np.dtype(np.float64))).to(dtype).to(device)
+
+
+def alibi_bias(slopes: Tensor, T: int, S: int) -> Tensor:
+    """(H, T, S): -slope |t - s|, added to the scores; queries and keys are aligned at the end."""
+    rows, columns = torch.arange(S - T, S, device=slopes.device), torch.arange(S, device=slopes.device)
+    return -slopes[:, None, None] * (rows[:, None] - columns).abs().to(slopes.dtype)
