@@ -1,9 +1,9 @@
 """Checkpoints: one safetensors file holds arrays and, as JSON in its header, everything that belongs to them.
 
-A run has two. `model.safetensors` has the weights, the shape of the model and its vocabulary: it alone suffices to write
-text, with either twin. `state.safetensors` has in addition what resuming needs: optimizer moments, random streams, step.
-Each is whole in itself and is replaced in one step, so a crash at any moment leaves the old file or the new one, never
-a mixture. Nothing here can run code when it is read.
+A run has two. `model.safetensors` has the weights, the shape of the model and its vocabulary: it alone suffices to
+write text, with either twin. `state.safetensors` has what resuming needs: weights, optimizer moments, random streams,
+step. Each is whole in itself and is replaced in one step, so a crash at any moment leaves the old file or the new one,
+never a mixture. Nothing here can run code when it is read.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import parameter_shapes
+from train.configuration import from_mapping
+from train.vocabulary import Vocabulary
 
 FORMAT = "twinformer"
 VERSION = 1
@@ -39,7 +42,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
-    """Writes named arrays with `extra` (JSON values) in the header, atomically. `kind` says which checkpoint this is."""
+    """Writes named arrays with `extra` (JSON values) in the header, atomically; `kind` says which checkpoint it is."""
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "extra": json.dumps(extra)}
     write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=header))
 
@@ -47,7 +50,7 @@ def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the extra values of a checkpoint of this `kind`.
 
-    Raises: ValueError when the file is missing, truncated, not safetensors, or not a checkpoint of ours of this kind."""
+    Raises: ValueError when the file is missing, truncated, not safetensors, or not a checkpoint of ours and kind."""
     if not path.is_file():
         raise ValueError(f"{path}: expected a checkpoint, found no such file")
     try:
@@ -56,32 +59,35 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
             _check_header(path, kind, header)
             extra = json.loads(header["extra"])
             return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
 
 
-def save_model(path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig, symbols: str, step: int) -> None:
+def save_model(
+    path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig, vocabulary: Vocabulary, step: int
+) -> None:
     """Writes the weights with all that is needed to use them: shape of the model, vocabulary, number of updates."""
-    save_arrays(path, "model", parameters, {"model": asdict(config), "symbols": symbols, "step": step})
+    save_arrays(path, "model", parameters, {"model": asdict(config), "symbols": vocabulary.to_list(), "step": step})
 
 
-def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, str]:
-    """Weights, shape of the model and symbols of the vocabulary from a file that `save_model` wrote.
+def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Vocabulary]:
+    """Weights, shape of the model and vocabulary from a file that `save_model` wrote.
 
     Raises: ValueError as `load_arrays`, and when the arrays are not those of the model that the header describes."""
     parameters, extra = load_arrays(path, "model")
     try:
-        config, symbols = ModelConfig(**extra["model"]), str(extra["symbols"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected the description of a model in the header, got none that fits ({error})") from error
+        config = from_mapping(ModelConfig, extra["model"], "model")
+        vocabulary = Vocabulary.from_list(extra["symbols"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: expected the description of a model in the header, got none ({error})") from error
+    if len(vocabulary) != config.vocabulary:
+        raise ValueError(f"{path}: expected {config.vocabulary} symbols, those of its model, got {len(vocabulary)}")
     check_shapes(path, parameters, config)
-    return parameters, config, symbols
+    return parameters, config, vocabulary
 
 
 def check_shapes(path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:
     """Raises ValueError unless the arrays have exactly the names and shapes that `config` asks for."""
-    from reference_numpy.parameters import parameter_shapes
-
     expected = parameter_shapes(config)
     for name in [*expected, *parameters]:
         wanted = expected.get(name, "no such array")

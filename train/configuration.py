@@ -1,7 +1,7 @@
 """What a user can choose: one frozen dataclass per command, one docstring per option, presets as data.
 
-The command line (cli.py), `presets.toml` and a run's `config.json` all fill in the same dataclasses; a wrong name or value
-in any of them is a ValueError of one line. This module imports neither numpy nor torch, so that help is quick.
+The command line (cli.py), `presets.toml` and a run's `config.json` all fill in the same dataclasses; a wrong name or
+value in any of them is a ValueError of one line. This module imports neither numpy nor torch, so that help is quick.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def preset(name: str) -> TrainConfig:
 
 
 def train_config(options: Mapping[str, Any], where: str) -> TrainConfig:
-    """A TrainConfig from flat options, model and training side by side as on the command line; `where` names their source."""
+    """A TrainConfig from options of model and training side by side, as on the command line; `where` is their source."""
     of_model = {option.name for option in fields(ModelOptions)}
     model = from_mapping(ModelOptions, {name: value for name, value in options.items() if name in of_model}, where)
     return from_mapping(TrainConfig, {"model": model, **{n: v for n, v in options.items() if n not in of_model}}, where)
@@ -259,7 +259,7 @@ def from_mapping(cls: type[T], options: Mapping[str, Any], where: str) -> T:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value read from TOML or JSON may stand where the annotation `hint` is; an integer may stand for a float."""
+    """Whether a value from TOML or JSON may stand where the annotation `hint` is; an integer may stand for a float."""
     if get_origin(hint) in (Union, types.UnionType):
         return any(_fits(value, choice) for choice in get_args(hint))
     if get_origin(hint) is Literal:

@@ -34,7 +34,7 @@ def split_tokens(tokens: np.ndarray, validation_fraction: float, context: int) -
     for name, part in split._asdict().items():
         if len(part) <= context:
             raise ValueError(
-                f"context: expected fewer characters than the {name} split has ({len(part)} of {len(tokens)}), got {context}"
+                f"context: expected fewer characters than the {name} split has, {len(part)} of {len(tokens)}, got {context}"
             )
     return split
 
@@ -49,7 +49,7 @@ def random_batch(tokens: np.ndarray, context: int, sequences: int, generator: np
 def covering_batches(tokens: np.ndarray, context: int, sequences: int) -> Iterator[Batch]:
     """Non-overlapping windows over (N,) tokens that predict every token but the first exactly once.
 
-    Full windows come in batches of at most `sequences`; what remains at the end is one shorter window by itself, so that
+    Full windows come in batches of at most `sequences`; what remains at the end is one shorter window by itself, so
     there is no padding. Which windows there are does not depend on `sequences`."""
     full = (len(tokens) - 1) // context
     for first in range(0, full, sequences):
@@ -59,8 +59,10 @@ def covering_batches(tokens: np.ndarray, context: int, sequences: int) -> Iterat
         yield Batch(rest[None, :-1], rest[None, 1:])
 
 
-def sampled_batches(tokens: np.ndarray, context: int, sequences: int, characters: int, generator: np.random.Generator) -> list[Batch]:
-    """At least `characters` predictions from distinct windows of the cover, drawn once; all full windows if that is not enough.
+def sampled_batches(
+    tokens: np.ndarray, context: int, sequences: int, characters: int, generator: np.random.Generator
+) -> list[Batch]:
+    """Distinct full windows of the cover, drawn once, for at least `characters` predictions where there are so many.
 
     This is the quick estimate during training. The draw is fixed for a run, so that the curve does not jitter."""
     full = (len(tokens) - 1) // context

@@ -1,12 +1,14 @@
 """Learning rates as pure functions of the step; steps count from 0.
 
-Every function returns the rate of the update number `step`. A warm-up of `warmup` steps climbs in equal parts,
-`peak * (step + 1) / (warmup + 1)`, so that the first update is not wasted on a rate of 0 and the peak comes right after.
+Every function returns the rate of update number `step`. A warm-up of `warmup` steps climbs in equal parts,
+`peak * (step + 1) / (warmup + 1)`, so the first update is not wasted on a rate of 0 and the peak comes right after.
 """
 
 from __future__ import annotations
 
 import math
+
+from train.configuration import TrainConfig
 
 
 def constant(step: int, *, peak: float, warmup: int = 0) -> float:
@@ -15,7 +17,7 @@ def constant(step: int, *, peak: float, warmup: int = 0) -> float:
 
 
 def cosine(step: int, *, peak: float, minimum: float, warmup: int, steps: int) -> float:
-    """Warm-up, then half a cosine from `peak` down to `minimum`, which it reaches at `steps` (Loshchilov and Hutter 2017, eq. 5)."""
+    """Warm-up, then half a cosine from `peak` to `minimum`, reached at `steps` (Loshchilov & Hutter 2017, eq. 5)."""
     if step < warmup:
         return peak * _climb(step, warmup)
     progress = min(1.0, (step - warmup) / max(1, steps - warmup))
@@ -29,13 +31,27 @@ def noam(step: int, *, width: int, warmup: int, factor: float = 1.0) -> float:
 
 
 def stable_decay(step: int, *, peak: float, minimum: float, warmup: int, steps: int, decay: int) -> float:
-    """Warm-up, a plateau at `peak`, then a straight line to `minimum` over the last `decay` steps (Hu et al. 2024, section 4)."""
+    """Warm-up, a plateau at `peak`, a straight line to `minimum` over the last `decay` steps (Hu et al. 2024, sec. 4)."""
     if step < warmup:
         return peak * _climb(step, warmup)
     if decay == 0:
         return peak
     progress = min(1.0, max(0.0, (step - (steps - decay)) / decay))
     return peak + (minimum - peak) * progress
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of update number `step` under the options of a run."""
+    peak, minimum, warmup, steps = config.learning_rate, config.minimum_learning_rate, config.warmup, config.steps
+    match config.schedule:
+        case "constant":
+            return constant(step, peak=peak, warmup=warmup)
+        case "cosine":
+            return cosine(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps)
+        case "noam":
+            return noam(step, width=config.model.width, warmup=warmup, factor=peak)
+        case "stable_decay":
+            return stable_decay(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps, decay=config.decay)
 
 
 def _climb(step: int, warmup: int) -> float:

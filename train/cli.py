@@ -1,0 +1,157 @@
+"""The command `twinformer`: reads the options, runs a subcommand, and turns what went wrong into one line.
+
+Exit status: 0 done, 1 `check` found a tensor out of bounds, 2 an error that the user can mend, 130 stopped by Ctrl-C.
+Nothing heavy is imported before a subcommand runs, so that help is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from train.configuration import (
+    AttentionConfig,
+    CheckConfig,
+    GenerateConfig,
+    TrainConfig,
+    preset,
+    read_run_config,
+)
+
+DESCRIPTION = (
+    "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
+)
+Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit status."""
+    try:
+        return run(parse(sys.argv[1:] if arguments is None else list(arguments)))
+    except (ValueError, OSError) as error:
+        print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"twinformer: {interrupt or 'interrupted'}", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: list[str]) -> Command:
+    """The configuration that the arguments describe. Raises: ValueError for arguments that make no sense."""
+    subcommand = tyro.conf.subcommand
+    # A variable, since a type checker cannot follow defaults that are known at run time only.
+    commands: Any = (
+        Annotated[TrainConfig, subcommand("train", default=_starting_point(arguments))]
+        | Annotated[GenerateConfig, subcommand("generate")]
+        | Annotated[AttentionConfig, subcommand("attention")]
+        | Annotated[CheckConfig, subcommand("check")]
+    )
+    with _parse_errors_as_value_errors():
+        return tyro.cli(
+            commands, prog="twinformer", description=DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+        )
+
+
+def run(command: Command) -> int:
+    """Runs a subcommand and returns the exit status."""
+    match command:
+        case TrainConfig():
+            return _train(command)
+        case GenerateConfig():
+            return _generate(command)
+        case AttentionConfig():
+            return _attention(command)
+        case CheckConfig():
+            return _check(command)
+
+
+def _train(config: TrainConfig) -> int:
+    if config.threads:  # read by the BLAS library under NumPy when it is loaded, which is later
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[name] = str(config.threads)
+    from train.report import train_and_report
+
+    train_and_report(config)
+    return 0
+
+
+def _generate(config: GenerateConfig) -> int:
+    from train.generate import generate
+
+    print(generate(config))
+    return 0
+
+
+def _attention(config: AttentionConfig) -> int:
+    from train.attention import attention
+
+    print(attention(config))
+    return 0
+
+
+def _check(config: CheckConfig) -> int:
+    from train.check import check
+
+    return check(config)
+
+
+def _starting_point(arguments: list[str]) -> TrainConfig:
+    """What the options of `train` override: a preset, or the options of the run to resume."""
+    resume, name = _value_of("--resume", arguments), _value_of("--preset", arguments)
+    if arguments[:1] != ["train"]:
+        return TrainConfig()
+    if resume is None:
+        return preset(name or "default")
+    if name is not None:
+        raise ValueError("preset: expected none together with --resume, whose run has options of its own")
+    return replace(read_run_config(Path(resume)), resume=resume)
+
+
+def _value_of(option: str, arguments: list[str]) -> str | None:
+    """The value that `option` has among the arguments, looked up before tyro reads them."""
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(option + "="):
+            return argument.removeprefix(option + "=")
+    return None
+
+
+@contextlib.contextmanager
+def _parse_errors_as_value_errors() -> Iterator[None]:
+    """tyro draws a box of many lines on stderr and exits with status 2; this makes a ValueError of one line of it."""
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            yield
+    except SystemExit as exit_:
+        if exit_.code != 2:
+            raise
+        raise ValueError(_one_line(captured.getvalue())) from None
+
+
+def _one_line(box: str) -> str:
+    """The first section of tyro's box as one line, with the option or the subcommands that it suggests.
+
+    A box is a title in its upper edge, then sections with horizontal rules between them."""
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines()[1:]:
+        content = line.strip(" │|")
+        if re.fullmatch(r"[─╰╯+-]+", content):
+            sections.append([])
+        else:
+            sections[-1].append(content)
+    message = " ".join(sections[0])
+    # Values that the dataclass itself refused come with the name of an inner class before the message that we wrote.
+    message = re.sub(r"^Error parsing (--[\w-]+)?[^:]*: ", lambda match: f"{match[1]}: " if match[1] else "", message)
+    hint = " ".join(sections[1]) if len(sections) > 1 and sections[1][0].startswith(("Perhaps", "Available")) else ""
+    return "; ".join(part for part in (message, hint) if part) or "the arguments make no sense; see --help"

@@ -1,0 +1,112 @@
+"""The folder that a run leaves: which one it is, what may be in it, and that nothing in it is lost by accident."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from train.checkpoint import load_arrays, write_atomically
+from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options
+
+CONFIG = CONFIG_FILE
+LOG = "log.jsonl"
+MODEL = "model.safetensors"
+STATE = "state.safetensors"
+LOSS = "loss.png"
+ATTENTION = "attention.png"
+SAMPLE = "sample.txt"
+FILES = (CONFIG, LOG, MODEL, STATE, LOSS, ATTENTION, SAMPLE)
+
+# What belongs to this invocation and not to the run; it is not written into config.json.
+OF_THE_CALL = ("output", "overwrite", "resume")
+
+
+def choose(config: TrainConfig) -> Path:
+    """The folder that `config` asks for; nothing is created or changed yet.
+
+    Raises: ValueError when it holds something already, or cannot be written."""
+    if config.resume is not None:
+        folder = Path(config.resume)
+    elif config.output is not None:
+        folder = Path(config.output)
+    else:
+        folder = _first_free(Path("runs"), config.preset)
+    if config.resume is None and folder.is_dir() and any(folder.iterdir()):
+        if not (folder / CONFIG).is_file():
+            raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
+        if not config.overwrite:
+            raise ValueError(f"output: {str(folder)!r} holds a run already; choose another, --resume it, or add --overwrite")
+    _check_writable(folder)
+    return folder
+
+
+def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any]) -> None:
+    """Creates the folder, or clears it of the run that is overwritten, and writes config.json. Raises: OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.resume is None:
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+    options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
+    content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
+    write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def environment() -> dict[str, Any]:
+    """What the figures of a run depend on besides its options: versions, processor, number of cores."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+    }
+    for package in ("twinformer", "numpy", "torch"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a bare checkout
+            found[package] = None
+    return found
+
+
+def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and values of the run's latest checkpoint for resuming. Raises: ValueError as load_arrays."""
+    return load_arrays(folder / STATE, "state")
+
+
+def text_of(folder: Path) -> dict[str, Any]:
+    """What config.json says about the text that the run learns."""
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("text", {})
+
+
+def trim_log(folder: Path, step: int) -> None:
+    """Drops what the log says about later than `step`, and the final figures: a resumed run writes them again."""
+    path = folder / LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    kept = [line for line in lines if _belongs(line, step)]
+    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+
+
+def _belongs(line: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # the line that a crash tore
+        return False
+    return record["step"] <= step and not record.get("exact", False)
+
+
+def _first_free(parent: Path, name: str) -> Path:
+    number = 1
+    while (parent / f"{name}-{number}").exists():
+        number += 1
+    return parent / f"{name}-{number}"
+
+
+def _check_writable(folder: Path) -> None:
+    """Finds out early, and without leaving anything, whether `folder` can be created and written."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"output: expected a folder, got {str(folder)!r}, where {str(existing)!r} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"output: expected a folder that can be written, got {str(folder)!r}")
