@@ -498,7 +498,7 @@ def _power(base: Any, exponent: Any) -> Tracked:
     if not isinstance(base, Tracked) or not isinstance(exponent, (int, float)):
         raise TypeError("Tracked: power needs a Tracked base and a Python number as exponent")
     if exponent in (0.5, -0.5):
-        root = np.sqrt(base)
+        root: Any = np.sqrt(base)
         return root if exponent > 0 else 1.0 / root
     if exponent != int(exponent) or not 1 <= abs(exponent) <= 8:
         raise TypeError(f"Tracked: no rule for power {exponent}")
@@ -583,10 +583,10 @@ def _sum(a: Tracked, axis: Any = None, keepdims: bool = False, where: Any = True
 def _extremum(ufunc: np.ufunc, a: Tracked, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
     axes = _sketch_axes(a, axis)
     initial, where = kwargs.pop("initial", None), kwargs.pop("where", True)
-    if any(v is not None for v in kwargs.values()) or not (initial is None or np.isscalar(initial)):
+    if any(v is not None for v in kwargs.values()) or not isinstance(initial, (int, float, np.floating, type(None))):
         raise TypeError(f"Tracked: {ufunc.__name__} has no rule for {', '.join(kwargs) or 'this initial'}")
-    extra = {} if initial is None else {"initial": np.longdouble(initial)}
-    value = np.asarray(ufunc.reduce(a.value, axis=axes, keepdims=True, where=where, **extra))
+    start: Any = {} if initial is None else {"initial": np.longdouble(initial)}
+    value = np.asarray(ufunc.reduce(a.value, axis=axes, keepdims=True, where=where, **start))
     shifted = _narrow(a.value - value) + a.sketches  # exact at and near ties
     worst = -np.inf if ufunc is np.maximum else np.inf
     sketches = ufunc.reduce(shifted, axis=axes, keepdims=True, where=_along(where), initial=worst)
@@ -730,7 +730,7 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
 # ---- entry points
 
 
-def track(array: np.ndarray, format: str | Format) -> Tracked:
+def track(array: np.ndarray | np.floating, format: str | Format) -> Tracked:
     """The array as an exact input: what it holds is the truth, without error. Copied."""
     chosen = format if isinstance(format, Format) else format_of(format)
     if np.asarray(array).dtype.kind != "f":

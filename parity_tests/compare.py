@@ -34,22 +34,28 @@ class Tally(NamedTuple):
     """Errors seen so far of one tensor: the largest error / bound, and moments of error / deviation."""
 
     worst: float = 0.0
-    count: int = 0
+    elements: int = 0
     total: float = 0.0
     squares: float = 0.0
 
-    def __add__(self, other: "Tally") -> "Tally":  # type: ignore[override]  # a sum of tallies, not of tuples
-        return Tally(max(self.worst, other.worst), *(a + b for a, b in zip(self[1:], other[1:], strict=True)))
+    def joined(self, other: "Tally") -> "Tally":
+        """Of the errors of both."""
+        return Tally(
+            max(self.worst, other.worst),
+            self.elements + other.elements,
+            self.total + other.total,
+            self.squares + other.squares,
+        )
 
     @property
     def root_mean_square(self) -> float:
         """Of error / deviation: 1 if the model is exact."""
-        return math.sqrt(self.squares / max(self.count, 1))
+        return math.sqrt(self.squares / max(self.elements, 1))
 
     @property
     def bias(self) -> float:
         """Mean of error / deviation: 0 unless the error is systematic."""
-        return self.total / max(self.count, 1)
+        return self.total / max(self.elements, 1)
 
 
 REGISTRY: dict[tuple[str, str, str], Tally] = {}  # (operation, tensor, dtype) -> what the session has seen
@@ -58,7 +64,7 @@ REGISTRY: dict[tuple[str, str, str], Tally] = {}  # (operation, tensor, dtype) -
 def record(operation: str, tensor: str, dtype: str, tally: Tally) -> None:
     """Add to the session's registry, which `pytest --report-bounds` prints."""
     key = (operation, tensor, dtype)
-    REGISTRY[key] = REGISTRY.get(key, Tally()) + tally
+    REGISTRY[key] = REGISTRY.get(key, Tally()).joined(tally)
 
 
 def report() -> str:
@@ -67,7 +73,7 @@ def report() -> str:
     lines = [
         f"{'error/bound':>11}  {'rms/deviation':>13}  {'bias':>7}  {'elements':>9}  dtype     operation, tensor",
         *(
-            f"{t.worst:11.4f}  {t.root_mean_square:13.4f}  {t.bias:7.3f}  {t.count:9d}  {dtype:8s}  {operation}, {tensor}"
+            f"{t.worst:11.4f}  {t.root_mean_square:13.4f}  {t.bias:7.3f}  {t.elements:9d}  {dtype:8s}  {operation}, {tensor}"
             for (operation, tensor, dtype), t in rows
         ),
     ]

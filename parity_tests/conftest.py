@@ -22,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node, error) -> None:
     """A worker of pytest-xdist has ended: its registry joins ours."""
-    for *key, tally in getattr(node, "workeroutput", {}).get("bounds", []):
-        compare.record(*key, compare.Tally(*tally))
+    for operation, tensor, dtype, tally in getattr(node, "workeroutput", {}).get("bounds", []):
+        compare.record(operation, tensor, dtype, compare.Tally(*tally))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
