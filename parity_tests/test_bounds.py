@@ -1,5 +1,9 @@
 """The instrument proves itself: real runs in float32 and float64 stay within its bounds, and the bounds are not slack."""
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -42,13 +46,13 @@ def softmax(x):
     return e / np.where(total == 0, 1, total)
 
 
-def layer_norm(x, weight, bias):
+def layer_norm(x, weight, bias, epsilon=1e-5):
     centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * (1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)) * weight + bias
+    return centred * (1 / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon)) * weight + bias
 
 
 def attention(query, key, value):
-    return softmax(query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])) @ value
+    return softmax(query @ key.swapaxes(-1, -2) / math.sqrt(query.shape[-1])) @ value
 
 
 def perceptron(x, first, second):
@@ -62,12 +66,13 @@ def perceptron(x, first, second):
 
 
 def residual_stream(x, weight):
+    """Six blocks. With a small epsilon, equal rows would amplify each rounding 300-fold per block: nothing to bound."""
     for _ in range(6):
-        x = x + softmax(layer_norm(x, 1.0, 0.0) @ weight)
+        x = x + softmax(layer_norm(x, 1.0, 0.0, epsilon=1.0) @ weight)
     return x
 
 
-ELEMENTWISE = {
+OPERATIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "add": (np.add, 2),
     "subtract": (np.subtract, 2),
     "multiply": (np.multiply, 2),
@@ -78,7 +83,7 @@ ELEMENTWISE = {
     "expm1": (lambda a: np.expm1(0.1 * a), 1),
     "log": (lambda a: np.log(1 + a * a), 1),
     "log1p": (lambda a: np.log1p(a * a), 1),
-    "sqrt": (lambda a: np.sqrt(a * a), 1),
+    "sqrt": (lambda a: np.sqrt(1 + a * a), 1),
     "tanh": (np.tanh, 1),
     "sin": (np.sin, 1),
     "cos": (np.cos, 1),
@@ -97,8 +102,8 @@ ELEMENTWISE = {
     "softmax": (softmax, 1),
     "attention": (lambda a: attention(a, a, a), 1),
     "layer norm": (lambda a, b: layer_norm(a, b[:1, :], b[-1:, :]), 2),
-    "perceptron": (lambda a, b: perceptron(a, b, b.T @ b), 2),
-    "residual stream": (lambda a: residual_stream(a, a.T @ a), 1),
+    "perceptron": (lambda a, b: perceptron(a, b, b.T), 2),
+    "residual stream": (lambda a: residual_stream(a, np.tanh(a.T @ a)), 1),
 }
 
 
@@ -133,19 +138,19 @@ def matrices(draw, count):
     return [draw(arrays(np.float64, shape, elements=number, fill=st.nothing())) for _ in range(count)]
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", OPERATIONS)
 @given(data=st.data())
 def test_real_runs_stay_within_the_bounds(name, data):
-    function, count = ELEMENTWISE[name]
+    function, count = OPERATIONS[name]
     inputs = data.draw(matrices(count))
     for dtype in DTYPES:
         check(name, function, inputs, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@pytest.mark.parametrize("name", OPERATIONS)
 def test_the_bounds_are_not_slack(name, dtype):
-    function, count = ELEMENTWISE[name]
+    function, count = OPERATIONS[name]
     generator = np.random.default_rng(7)
     runs = [check(name, function, [generator.standard_normal((13, 17)) for _ in range(count)], dtype) for _ in range(20)]
     errors, deviations = (np.concatenate(part) for part in zip(*runs, strict=True))
@@ -223,10 +228,12 @@ def test_equal_values_round_equally():
 
 def test_exact_operations_have_no_error():
     x = track(np.arange(12.0).reshape(3, 4), "float32")
-    for y in (-x, x.T, x[1:, ::2], x[[2, 0]], np.where(x > 3, x, 0), np.maximum(x, 2), x.max(axis=0), np.stack([x, x])):
+    same: list = [-x, x.T, x[1:, ::2], x[[2, 0]], np.where(x > 3, x, 0), np.maximum(x, 2), x.max(axis=0), np.stack([x, x])]
+    for y in same:
         assert (y.bound() == 0).all()
     assert (x * 0.5).bound().any(), "products are taken as rounded, also by a power of two"
-    assert ((x + 0.1).bound() > (x + 0.5).bound())[0, 1:].all(), "0.1 is itself rounded"
+    chosen: Any = np.where(np.arange(4) > 1, 0.1, x)
+    assert ((chosen.bound() > 0) == (np.arange(4) > 1)).all(), "the constant 0.1 is itself rounded"
 
 
 def test_underflow_is_within_its_floor():
@@ -247,10 +254,11 @@ def test_scores_that_hurt(dtype):
     masked = np.where(generator.random((7, 5)) > 0.5, scores, -np.inf)
     masked[0] = -np.inf
     check("softmax of masked scores", softmax, [masked], dtype)
-    truth, bound = bound_of(softmax, masked, format=dtype)
+    _, bound = bound_of(softmax, masked, format=dtype)
     assert (bound[np.isinf(masked)] == 0).all(), "what is masked is exactly 0"
     check("layer norm of equal rows", layer_norm, [np.full((3, 5), 7.3) * scores[:3, :1], scores[3], scores[4]], dtype)
-    check("not finite", lambda x: x * 2 - x, [np.array([np.inf, -np.inf, np.nan, 1.1])], dtype)
+    with np.errstate(invalid="ignore"):
+        check("not finite", lambda x: x * 2 - x, [np.array([np.inf, -np.inf, np.nan, 1.1])], dtype)
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
@@ -266,13 +274,13 @@ def test_empty_arrays(shape):
 
 X = np.random.default_rng(5).standard_normal((3, 4, 5))
 INDEX = np.array([2, 0, 2])
-STRUCTURAL = {
+STRUCTURAL: dict[str, Callable[..., Any]] = {
     "transpose": lambda x: x.transpose(2, 0, 1),
     "swapaxes": lambda x: np.swapaxes(x, 0, 2),
     "moveaxis": lambda x: np.moveaxis(x, 0, -1),
     "reshape": lambda x: x.reshape(-1, 5),
     "split": lambda x: np.split(x, 2, axis=1)[1],
-    "concatenate": lambda x: np.concatenate((x[..., :2], np.ones((3, 4, 1)), x[..., 2:]), axis=-1),
+    "concatenate": lambda x: np.concatenate((x[..., :2], np.ones_like(x[..., :1]), x[..., 2:]), axis=-1),
     "stack": lambda x: np.stack([x, x], axis=1),
     "broadcast": lambda x: np.broadcast_to(x[:, :1], x.shape),
     "expand": lambda x: np.expand_dims(x, 1)[:, 0, None],
@@ -373,7 +381,7 @@ def test_trees_keep_their_structure():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["softmax", "layer norm", "perceptron", "residual stream", "gram"])
 def test_a_fault_of_a_few_bounds_is_rejected(name, dtype):
-    function, count = ELEMENTWISE[name]
+    function, count = OPERATIONS[name]
     generator = np.random.default_rng(11)
     inputs = [generator.standard_normal((5, 7)).astype(dtype) for _ in range(count)]
     truth, bound = bound_of(lambda *x: _first(function(*x)), *inputs, format=dtype)
