@@ -1,0 +1,190 @@
+"""Pictures of a run: its loss curve and its attention maps, in one house style, as PNG files.
+
+Matplotlib is imported when a picture is drawn, not before: it takes longer to load than all the rest. The figures are made
+without pyplot, so no backend is chosen, no window opened and no global state touched.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from train.vocabulary import label
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+STYLE: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "savefig.dpi": 150,
+}
+MOST_TOKENS = 64  # rows or columns of one map; beyond it the labels cannot be read
+
+
+def plot_loss(
+    log_records: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
+    title: str,
+    references: Mapping[str, float] | None = None,
+) -> None:
+    """Training and validation loss against steps, in nats per character.
+
+    `log_records` are the lines of log.jsonl: "step" with "train_loss" or "validation_loss" or both; records without are
+    passed over. The training loss is drawn as it is, light, and smoothed. `references` are named horizontal lines.
+    Raises ValueError if there is no finite loss at all.
+    """
+    training, validation = _series(log_records, "train_loss"), _series(log_records, "validation_loss")
+    if not np.isfinite(training[:, 1]).any() and not np.isfinite(validation[:, 1]).any():
+        raise ValueError("log_records: expected at least one finite train_loss or validation_loss, got none")
+    with _style():
+        figure = _figure(7.5, 4.5)
+        axes = figure.add_subplot()
+        if len(training):
+            axes.plot(training[:, 0], training[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
+            axes.plot(training[:, 0], _smoothed(training[:, 1]), color=BLUE, label="training batches, smoothed")
+        if len(validation):
+            axes.plot(
+                validation[:, 0], validation[:, 1], color=VERMILION, marker="o", markersize=3.5, label="validation, exact"
+            )
+            _annotate_last(axes, validation)
+        for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, ORANGE) * 9, strict=False):
+            axes.axhline(value, color=color, linestyle="--", linewidth=1.2, label=f"{name}: {value:.3f}")
+        axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
+        axes.margins(x=0.02)
+        axes.legend(loc="upper right")
+        _save(figure, path)
+
+
+def plot_attention(
+    weights: Mapping[str, np.ndarray],
+    row_labels: Sequence[str],
+    column_labels: Sequence[str],
+    path: str | os.PathLike[str],
+    title: str,
+) -> None:
+    """Every layer (a row of maps) and head (a column) as a heat map: which token (down) attends to which (across).
+
+    `weights`: name of the layer -> (H, T, S), each row a distribution; T row labels and S column labels, one symbol each.
+    A causal map's upper triangle is left white, and so is all that has weight 0. Maps of more than MOST_TOKENS tokens are
+    cropped to the last ones, where the context is longest, and the title says so.
+    Raises ValueError for no layer, and for shapes or values that do not fit.
+    """
+    arrays = {name: np.asarray(array, dtype=np.float64) for name, array in weights.items()}
+    _check_attention(arrays, len(row_labels), len(column_labels))
+    rows, columns = [label(symbol) for symbol in row_labels], [label(symbol) for symbol in column_labels]
+    shown = {name: array[:, -MOST_TOKENS:, -MOST_TOKENS:] for name, array in arrays.items()}
+    if max(len(rows), len(columns)) > MOST_TOKENS:
+        title += f"\n(the last {MOST_TOKENS} of {max(len(rows), len(columns))} tokens)"
+    rows, columns = rows[-MOST_TOKENS:], columns[-MOST_TOKENS:]
+    with _style():
+        _save(_attention_figure(shown, rows, columns, title), path)
+
+
+def _attention_figure(arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str) -> "Figure":
+    from matplotlib import colormaps
+
+    colors = colormaps["viridis_r"].with_extremes(bad="white")
+    heads = max(len(array) for array in arrays.values())
+    # A label needs about 0.09 inches; a map is never smaller than what can be looked at.
+    width, height = max(2.4, 0.09 * len(columns)), max(2.4, 0.09 * len(rows))
+    figure = _figure(heads * (width + 0.35) + 1.3, len(arrays) * (height + 0.45) + 0.9)
+    grid: np.ndarray = figure.subplots(len(arrays), heads, squeeze=False)
+    size = min(9.0, max(5.0, 72 * 0.8 * min(width / len(columns), height / len(rows))))
+    image = None
+    for (name, array), row in zip(arrays.items(), grid, strict=True):
+        for head, axes in enumerate(row):
+            if head >= len(array):
+                axes.set_axis_off()
+                continue
+            masked = np.ma.masked_equal(array[head], 0.0)
+            image = axes.imshow(masked, vmin=0.0, vmax=1.0, cmap=colors, interpolation="nearest", aspect="auto")
+            axes.set_title(f"{name}, head {head}", fontsize=9)
+            axes.grid(False)
+            axes.set_xticks(range(len(columns)), columns, fontsize=size)
+            axes.set_yticks(range(len(rows)), rows, fontsize=size)
+            axes.tick_params(length=0, pad=1.5)
+    assert image is not None  # _check_attention: at least one layer and head
+    figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)
+    figure.suptitle(title)
+    figure.supxlabel("attended to", fontsize=10)
+    figure.supylabel("from", fontsize=10)
+    return figure
+
+
+def _check_attention(arrays: Mapping[str, np.ndarray], rows: int, columns: int) -> None:
+    if not arrays:
+        raise ValueError("weights: expected at least one layer, got none")
+    for name, array in arrays.items():
+        if array.ndim != 3 or array.shape[1:] != (rows, columns) or 0 in array.shape:
+            raise ValueError(f"weights: expected (H, T, S) = (H, {rows}, {columns}) for {name}, got {array.shape}")
+        if not ((array >= 0.0) & (array <= 1.0 + 1e-3)).all():  # bfloat16 weights may exceed 1 by rounding
+            raise ValueError(f"weights: expected values from 0 to 1 for {name}, got others")
+
+
+def _series(log_records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """The records that have `key`: float64 (N, 2), step and value."""
+    pairs = [(record["step"], record[key]) for record in log_records if record.get(key) is not None]
+    return np.array(pairs, dtype=np.float64).reshape(-1, 2)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Centred mean over about a fiftieth of the curve; at the ends over what there is. NaN where all of it is NaN."""
+    reach = len(values) // 100
+    finite = np.isfinite(values)
+    window = np.ones(2 * reach + 1)
+    sums = np.convolve(np.where(finite, values, 0.0), window)[reach : reach + len(values)]
+    counts = np.convolve(finite, window)[reach : reach + len(values)]
+    return np.where(counts > 0.5, sums / np.maximum(counts, 1.0), math.nan)
+
+
+def _annotate_last(axes: "Axes", series: np.ndarray) -> None:
+    step, value = series[-1]
+    axes.annotate(
+        f"{value:.3f}", (step, value), xytext=(0, 9), textcoords="offset points", ha="right", color=VERMILION, weight="bold"
+    )
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(STYLE)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty figure of that size in inches, drawn by Agg."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Write the whole picture or nothing: a temporary file in the same folder takes the name when it is complete."""
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            figure.savefig(file, format="png")
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C too
+        os.unlink(temporary)
+        raise
