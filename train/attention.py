@@ -25,4 +25,4 @@ def attention(config: AttentionConfig) -> Path:
 
 def draw(twin: Twin, vocabulary: Vocabulary, text: str, path: Path) -> None:
     """Draws every head of every layer for `text`, which must fit into the context."""
-    plot_attention(twin.attention(vocabulary.encode(text)), text, path)
+    plot_attention(twin.attention(vocabulary.encode(text)), text, text, path, "Who (down) attends to whom (across)")

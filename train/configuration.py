@@ -165,7 +165,7 @@ class AttentionConfig:
     text: str
     """Text to read; at most as many characters as the model's context."""
     output: str = "attention.png"
-    """Image file to write (its ending chooses the format)."""
+    """PNG file to write."""
     backend: Backend = "torch"
     """Twin that reads."""
     device: Device = "auto"

@@ -181,7 +181,7 @@ class Trainer:
         if logged:
             bar.set_postfix_str(f"loss {loss:.3f} nats")
             self._log(
-                loss=loss,
+                train_loss=loss,
                 learning_rate=rate,
                 gradient_norm=norm,
                 tokens_per_second=sum(batch.tokens.size for batch in batches) / seconds,

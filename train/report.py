@@ -11,7 +11,7 @@ from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
 from train.generate import write
 from train.loop import Outcome, Trainer, prepare
-from train.plots import plot_losses
+from train.plots import plot_loss
 
 SAMPLING = Sampling(temperature=0.8)  # a little below 1: what the model finds likely, with fewer slips
 EXCERPT_LINES = 12
@@ -23,7 +23,7 @@ def train_and_report(config: TrainConfig) -> Outcome:
     trainer = prepare(config)
     print(trainer.describe(), flush=True)
     outcome = trainer.run()
-    plot_losses(trainer.folder / run_folder.LOG, trainer.folder / run_folder.LOSS)
+    _draw_loss(trainer, outcome)
     if config.model.attention == "softmax":  # linear attention forms no weights
         _draw_attention(trainer)
     print(_summary(outcome, _write_sample(trainer)))
@@ -37,6 +37,11 @@ def _write_sample(trainer: Trainer) -> str:
     sample = write(trainer.twin, vocabulary, prompt, trainer.config.sample_length, stream, SAMPLING)
     write_atomically(trainer.folder / run_folder.SAMPLE, sample.encode())
     return sample
+
+
+def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
+    title = f"{trainer.config.corpus}: exact validation loss {outcome.validation_loss:.4f} nats per character"
+    plot_loss(run_folder.read_log(trainer.folder), trainer.folder / run_folder.LOSS, title)
 
 
 def _draw_attention(trainer: Trainer) -> None:

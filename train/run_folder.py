@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -30,6 +31,8 @@ def choose(config: TrainConfig) -> Path:
 
     Raises: ValueError when it holds something already, or cannot be written."""
     if config.resume is not None:
+        if config.output is not None:
+            raise ValueError("output: expected none together with --resume, which goes on in the run's own folder")
         folder = Path(config.resume)
     elif config.output is not None:
         folder = Path(config.output)
@@ -80,20 +83,21 @@ def text_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("text", {})
 
 
-def trim_log(folder: Path, step: int) -> None:
-    """Drops what the log says about later than `step`, and the final figures: a resumed run writes them again."""
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """All records of log.jsonl in order; a last line that a crash tore is left out."""
     path = folder / LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if _belongs(line, step)]
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    records = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
-def _belongs(line: str, step: int) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:  # the line that a crash tore
-        return False
-    return record["step"] <= step and not record.get("exact", False)
+def trim_log(folder: Path, step: int) -> None:
+    """Drops what the log says about later than `step`, and the final figures: a resumed run writes them again."""
+    kept = [record for record in read_log(folder) if record["step"] <= step and not record.get("exact", False)]
+    write_atomically(folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 def _first_free(parent: Path, name: str) -> Path:

@@ -1,0 +1,111 @@
+"""Small runs for the tests: a text, options that train in a second, and what can be compared of two runs."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from train.checkpoint import load_arrays
+from train.configuration import TrainConfig, train_config
+from train.loop import Trainer, prepare
+
+WORDS = ["the", "king", "and", "queen", "of", "night", "shall", "come,", "or", "not;", "what", "say", "you,", "my", "lord?"]
+
+
+def write_text(path: Path, words: int = 1200) -> Path:
+    """A text that is a little predictable, a few thousand characters long."""
+    generator = np.random.default_rng(1)
+    text = "".join(word + ("\n" if generator.random() < 0.1 else " ") for word in generator.choice(WORDS, words))
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def options(folder: Path, **changes: Any) -> TrainConfig:
+    """A run with everything on (dropout, accumulation, clipping, smoothing, decay), in `folder`."""
+    base = {
+        "corpus": str(write_text(folder.parent / "text.txt")),
+        "output": str(folder),
+        "layers": 2,
+        "heads": 2,
+        "width": 16,
+        "context": 13,
+        "dropout": 0.2,
+        "batch": 3,
+        "accumulate": 2,
+        "steps": 20,
+        "learning_rate": 1e-2,
+        "warmup": 3,
+        "label_smoothing": 0.1,
+        "weight_decay": 0.1,
+        "clip_norm": 0.5,
+        "dtype": "float64",
+        "evaluate_every": 7,
+        "evaluation_batch": 5,
+        "evaluation_characters": 100,
+        "checkpoint_every": 0,
+        "log_every": 1,
+        "sample_length": 40,
+        "device": "cpu",
+    }
+    return train_config(base | changes, "test")
+
+
+def run(config: TrainConfig, on_step: Callable[[Trainer], None] | None = None) -> Path:
+    """Trains and returns the run folder; `on_step` is called after every step."""
+    trainer = prepare(config)
+    trainer.run(None if on_step is None else lambda step: on_step(trainer))
+    return trainer.folder
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock wrote."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
+
+
+def losses(folder: Path) -> np.ndarray:
+    """The training loss of every logged step, nats per token."""
+    return np.array([record["train_loss"] for record in records(folder) if "train_loss" in record])
+
+
+def exact_loss(folder: Path) -> float:
+    """The exact validation loss at the end, nats per character."""
+    return float(records(folder)[-1]["validation_loss"])
+
+
+def state(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """All of a checkpoint that must be equal to the bit: arrays as bytes, streams, step."""
+    arrays, extra = load_arrays(folder / "state.safetensors", "state")
+    return {n: a.tobytes() for n, a in arrays.items()}, {k: v for k, v in extra.items() if "second" not in k}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """All files below a folder with their content."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def nudged(arrays: dict[str, np.ndarray], generator: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every number moved to its neighbour above or below: the smallest disturbance that the format knows."""
+    return {
+        name: np.nextafter(array, np.where(generator.random(array.shape) < 0.5, -np.inf, np.inf)).astype(array.dtype)
+        for name, array in arrays.items()
+    }
+
+
+def nudge_parameters(generator: np.random.Generator) -> Callable[[Trainer], None]:
+    """A step hook that moves every parameter to a neighbouring number after every update."""
+
+    def nudge(trainer: Trainer) -> None:
+        arrays, extra = trainer.twin.export_state()
+        own = {name: array for name, array in arrays.items() if name.startswith("parameters/")}
+        trainer.twin.import_state(arrays | nudged(own, generator), extra)
+
+    return nudge
+
+
+def resumed(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The same options, to go on from `folder`."""
+    return replace(config, resume=str(folder), output=None)

@@ -1,0 +1,267 @@
+"""The command line: what it leaves, what it says, and that a mistake costs one line and nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from train.cli import main
+from train.tests.runs import options, records, snapshot, write_text
+
+TINY = ["train", "--preset", "tiny", "--device", "cpu"]
+
+
+def command(*arguments, cwd):
+    """Runs `python -m train` as a user does, in another process."""
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "PYTHONWARNINGS": "default", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "train", *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def refused(capsys, *arguments) -> str:
+    """The one line that a mistake costs."""
+    status = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.err.startswith("twinformer: error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.err.endswith("\n")
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
+    return captured.err.removeprefix("twinformer: error: ").strip()
+
+
+def test_train_leaves_a_run_folder_and_says_so(tmp_path):
+    write_text(tmp_path / "text.txt")
+    done = command(*TINY, "--corpus", "text.txt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny-1"
+    assert set(snapshot(folder)) == {
+        "config.json",
+        "log.jsonl",
+        "loss.png",
+        "attention.png",
+        "sample.txt",
+        "model.safetensors",
+        "state.safetensors",
+    }
+    exact = records(folder)[-1]["validation_loss"]
+    assert f"exact validation loss {exact:.4f} nats per character" in done.stdout
+    assert "bits per character" in done.stdout
+    assert os.path.join("runs", "tiny-1") in done.stdout
+    assert len((folder / "sample.txt").read_text()) == 101  # the newline that it starts from, and 100 characters
+    assert "Warning" not in done.stderr
+    again = command(*TINY, "--corpus", "text.txt", "--steps", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "runs" / "tiny-2").is_dir()
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, trained_once, backend, monkeypatch):
+    """From the command line: half the steps first, then --resume with all of them."""
+    text = str(write_text(tmp_path / "text.txt"))
+    base = [*TINY, "--corpus", text, "--backend", backend, "--schedule", "constant"]
+    assert main([*base, "--output", str(tmp_path / "unbroken")]) == 0
+    assert main([*base, "--output", str(tmp_path / "broken"), "--steps", "20"]) == 0
+    assert main(["train", "--resume", str(tmp_path / "broken"), "--steps", "50"]) == 0
+    for name in ("sample.txt", "attention.png", "model.safetensors"):
+        assert (tmp_path / "broken" / name).read_bytes() == (tmp_path / "unbroken" / name).read_bytes()
+    options_of = [json.loads((tmp_path / n / "config.json").read_text())["options"] for n in ("broken", "unbroken")]
+    assert options_of[0] == options_of[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Expected one of {train, generate, attention, check}"),
+        (["tarin"], "Unrecognized options: tarin; Available subcommands: train"),
+        (["train", "--stpes", "3"], "Unrecognized options: --stpes, 3; Perhaps you meant: --steps INT"),
+        (["train", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'"),
+        (["train", "--steps"], "Missing value for argument '--steps'"),
+        (["train", "--backend", "jax"], "invalid choice 'jax' for argument '--backend'"),
+        (["train", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
+        (["train", "--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'"),
+        (["train", "--heads", "3"], "heads: expected a divisor of the width 128, got 3"),
+        (["train", "--steps", "0"], "steps: expected at least 1, got 0"),
+        (["train", "--learning-rate", "nan"], "learning_rate: expected a finite number above 0, got nan"),
+        (["train", "--preset", "huge"], "preset: expected one of default, nanogpt-cpu, tiny"),
+        (["train", "--corpus", "no-such-text"], "corpus: expected one of shakespeare, tinyshakespeare, or the path"),
+        (["train", "--resume", "no-such-run"], "run: expected the folder of a run"),
+        (["train", "--resume", "x", "--preset", "tiny"], "preset: expected none together with --resume"),
+        (["generate"], "Missing from twinformer generate: --run STR"),
+        (["generate", "--run", "no-such-run"], "run: expected the folder of a run"),
+        (["generate", "--run", "x", "--temperature", "-1"], "temperature: expected a finite number of at least 0"),
+        (["generate", "--run", "x", "--top-p", "0"], "top_p: expected above 0 and at most 1"),
+        (["generate", "--run", "x", "--prompt", ""], "prompt: expected at least one character"),
+        (["attention", "--run", "no-such-run", "--text", "x"], "run: expected the folder of a run"),
+        (["check", "--batch", "0"], "batch: expected at least 1, got 0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"\n \n", "an empty file"),
+        (bytes(range(256)) * 9, "a binary file"),
+        (b"caf\xe9 " * 300, "byte 0xe9 at offset 3"),
+        (b"To be or not to be", "context: expected fewer characters than the"),
+        (b"To be or not to be. " * 7, "context: expected fewer characters than the validation split has"),
+    ],
+)
+def test_texts_that_cannot_be_learnt(tmp_path, monkeypatch, capsys, content, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").write_bytes(content)
+    assert message in refused(capsys, *TINY, "--corpus", "text")
+    assert snapshot(tmp_path) == {"text": content}
+    assert not (tmp_path / "runs").exists()
+
+
+def test_folders_that_cannot_be_written_or_hold_something(tmp_path, trained, capsys):
+    text = str(trained.parent / "text.txt")
+    write_text(trained.parent / "text.txt")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("the only copy")
+    before = snapshot(tmp_path)
+    train = [*TINY, "--corpus", text, "--output"]
+    assert "where" in refused(capsys, *train, text)
+    assert "is a file" in refused(capsys, *train, text + "/below/a/file")
+    assert "holds a run already" in refused(capsys, *train, trained)
+    assert "holds something else" in refused(capsys, *train, tmp_path / "other")
+    assert "holds something else" in refused(capsys, *train, tmp_path / "other", "--overwrite")
+    assert "together with --resume" in refused(capsys, "train", "--resume", trained, "--output", tmp_path / "new")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission_is_an_error_before_training(tmp_path, capsys):
+    text = write_text(tmp_path / "text.txt")
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "can be written" in refused(capsys, *TINY, "--corpus", text, "--output", tmp_path / "locked" / "run")
+
+
+def test_a_disk_that_refuses_is_an_error_before_training(tmp_path, monkeypatch, capsys):
+    text = write_text(tmp_path / "text.txt")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.mkdir", refuse)
+    assert main([*TINY, "--corpus", str(text), "--output", str(tmp_path / "run")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.strip().splitlines()[-1] == "twinformer: error: [Errno 13] Permission denied"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_overwritten_only_when_asked_and_only_its_own_files(tmp_path, trained):
+    text = str(write_text(tmp_path / "text.txt"))
+    (trained / "notes.txt").write_text("mine")
+    assert main([*TINY, "--steps", "2", "--corpus", text, "--output", str(trained), "--overwrite"]) == 0
+    assert (trained / "notes.txt").read_text() == "mine"
+    assert records(trained)[-1]["step"] == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "config.json"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+def test_damaged_runs(tmp_path, trained, capsys, name, damage):
+    write_text(tmp_path / "text.txt")
+    path = trained / name
+    match damage:
+        case "truncated":
+            path.write_bytes(path.read_bytes()[:-5])
+        case "foreign":
+            path.write_bytes(b'{"from": "elsewhere"}')
+        case "missing":
+            path.unlink()
+    before = snapshot(tmp_path)
+    if name != "state.safetensors":
+        assert "expected" in refused(capsys, "generate", "--run", trained)
+        assert "expected" in refused(capsys, "attention", "--run", trained, "--text", "the", "--output", tmp_path / "a.png")
+    if name != "model.safetensors":
+        assert "expected" in refused(capsys, "train", "--resume", trained)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_texts_that_a_model_cannot_read(trained, capsys, tmp_path, backend):
+    arguments = ["--run", trained, "--backend", backend]
+    message = refused(capsys, "generate", *arguments, "--prompt", "the €")
+    assert message == "prompt: character '€' (U+20AC) at position 4 is not in the vocabulary"
+    output = ["--output", tmp_path / "a.png"]
+    assert "text: character 'Q'" in refused(capsys, "attention", *arguments, *output, "--text", "the Q")
+    assert "text: expected at most 13 characters" in refused(
+        capsys, "attention", *arguments, *output, "--text", "the king " * 2
+    )
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_attention_draws_a_picture(trained, capsys, tmp_path, backend):
+    path = tmp_path / "a.png"
+    arguments = ["--run", str(trained), "--backend", backend, "--text", "the king\nand", "--output", str(path)]
+    assert main(["attention", *arguments]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(path)
+
+
+def generated(capsys, run, *arguments) -> str:
+    assert main(["generate", "--run", str(run), "--length", "60", *arguments]) == 0
+    return capsys.readouterr().out.removesuffix("\n")
+
+
+def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained, capsys):
+    variants = {
+        (): None,
+        ("--seed", "1"): None,
+        ("--temperature", "0"): None,
+        ("--top-k", "2"): None,
+        ("--top-p", "0.3"): None,
+        ("--prompt", "the king", "--length", "7"): None,
+    }
+    for arguments in variants:
+        texts = {backend: generated(capsys, trained, *arguments, "--backend", backend) for backend in ("torch", "numpy")}
+        assert texts["torch"] == texts["numpy"]
+        variants[arguments] = texts["torch"]
+    assert len(set(variants.values())) == len(variants)
+    assert len(variants[()]) == 61
+    assert variants[("--prompt", "the king", "--length", "7")].startswith("the king")
+    assert len(variants[("--prompt", "the king", "--length", "7")]) == 15
+    assert generated(capsys, trained, "--temperature", "0", "--seed", "9") == variants[("--temperature", "0")]
+    assert generated(capsys, trained, "--top-k", "1") == variants[("--temperature", "0")]
+    assert generated(capsys, trained, "--seed", "1") == variants[("--seed", "1")]
+
+
+def test_ctrl_c_ends_with_status_130_and_one_line(tmp_path, capsys, monkeypatch):
+    text = write_text(tmp_path / "text.txt")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.loop.random_batch", interrupt)
+    assert main([*TINY, "--corpus", str(text), "--output", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1] == "twinformer: interrupted"
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from train.cli import main\n"
+        "try: main(['train', '--help'])\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "assert not {'torch', 'matplotlib', 'numpy', 'safetensors', 'tqdm'} & set(sys.modules), sorted(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "--learning-rate" in done.stdout
+
+
+def test_the_trained_run_can_be_described(trained):
+    """The run that these tests share is what `options` says."""
+    assert json.loads((trained / "config.json").read_text())["options"]["width"] == options(trained).model.width

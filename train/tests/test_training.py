@@ -1,0 +1,255 @@
+"""Training with either twin: the same curve; streams that do not disturb each other; resuming to the bit."""
+
+import json
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from train.checkpoint import load_model
+from train.configuration import read_run_config
+from train.data import Batch, covering_batches, random_batch
+from train.loop import Interrupted, mean_loss, prepare
+from train.tests.runs import (
+    exact_loss,
+    losses,
+    nudge_parameters,
+    nudged,
+    options,
+    records,
+    resumed,
+    run,
+    snapshot,
+    state,
+)
+
+BACKENDS = ["torch", "numpy"]
+
+# Between a parameter and the loss a number is rounded once per operation, and the twins round apart in each. A layer is at
+# most 32 operations deep (norm 8, attention 10, feed-forward 8, two residuals and dropouts 6), the loss 8, and the backward
+# pass repeats each of them twice. Every rounding is worth at most a nudge of one parameter to its neighbour, so the curves
+# may differ by this many times what one nudge of every parameter after every step brings about.
+LAYERS = 2
+DEPTH = 3 * (32 * LAYERS + 8)
+
+
+def envelope(folder, config) -> np.ndarray:
+    """How far the loss at each step may be from that of `config`'s numpy run, by rounding alone: see DEPTH."""
+    reference = losses(run(replace(config, backend="numpy", output=str(folder / "reference"))))
+    spread = np.zeros_like(reference)
+    for seed in range(3):
+        other = replace(config, backend="numpy", output=str(folder / f"nudged-{seed}"))
+        spread = np.maximum(spread, np.abs(losses(run(other, nudge_parameters(np.random.default_rng(seed)))) - reference))
+    floor = np.finfo(np.float64).eps * reference[0]  # a nudge cannot show what is below the spacing of the loss itself
+    return DEPTH * (np.maximum.accumulate(spread) + floor)
+
+
+def test_loss_curves_of_the_twins_agree_over_200_steps_with_dropout(tmp_path):
+    config = options(tmp_path / "run", steps=220, warmup=20, evaluate_every=50)
+    bound = envelope(tmp_path, config)
+    spec = losses(tmp_path / "reference")
+    twin = losses(run(replace(config, backend="torch", output=str(tmp_path / "torch"))))
+    assert spec.shape == twin.shape == (220,)
+    assert (np.abs(twin - spec) <= bound).all()
+    assert spec[-20:].mean() < spec[:20].mean() - 0.5  # it learns: a curve that stands still would prove little
+    # The canary: a learning rate that differs in the ninth digit must not pass for rounding.
+    wrong = replace(config, learning_rate=config.learning_rate * (1 + 1e-9), output=str(tmp_path / "canary"))
+    assert not (np.abs(losses(run(wrong)) - spec) <= bound).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_is_on_in_training_and_follows_the_seed(tmp_path, backend):
+    first = losses(run(options(tmp_path / "a", backend=backend)))
+    assert (losses(run(options(tmp_path / "b", backend=backend))) == first).all()
+    assert (losses(run(options(tmp_path / "c", backend=backend, seed=1))) != first).all()
+    without = losses(run(options(tmp_path / "d", backend=backend, dropout=0.0)))
+    assert (without != first).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluating_more_often_changes_nothing(tmp_path, backend):
+    never = run(options(tmp_path / "never", backend=backend, evaluate_every=0, evaluation_characters=50))
+    often = run(options(tmp_path / "often", backend=backend, evaluate_every=1, evaluation_characters=500))
+    assert state(never)[0] == state(often)[0]
+    assert (losses(never) == losses(often)).all()
+    assert exact_loss(never) == exact_loss(often)
+    assert len(records(often)) > len(records(never))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stop", ["ctrl-c", "crash"])
+def test_a_resumed_run_is_bit_equal_to_an_unbroken_one(tmp_path, backend, stop):
+    config = options(tmp_path / "unbroken", backend=backend, checkpoint_every=8)
+    unbroken = run(config)
+
+    def break_off(trainer):
+        if trainer.step == 11:
+            if stop == "crash":
+                raise MemoryError
+            signal.raise_signal(signal.SIGINT)
+
+    broken = replace(config, output=str(tmp_path / "broken"))
+    with pytest.raises(Interrupted if stop == "ctrl-c" else MemoryError):
+        run(broken, break_off)
+    _, extra = state(tmp_path / "broken")
+    assert extra["step"] == (11 if stop == "ctrl-c" else 8)
+    folder = run(resumed(read_run_config(tmp_path / "broken"), tmp_path / "broken"))
+
+    assert state(folder) == state(unbroken)
+    assert records(folder) == records(unbroken)
+    models = [load_model(path / "model.safetensors")[0] for path in (folder, unbroken)]
+    assert all((models[0][name] == models[1][name]).all() for name in models[1])
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    def stop(trainer):
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted, match=r"stopped after step 1; to go on: twinformer train --resume .*run"):
+        run(options(tmp_path / "run"), stop)
+    assert {"config.json", "log.jsonl", "model.safetensors", "state.safetensors"} <= set(snapshot(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(("first", "second"), [("torch", "numpy"), ("numpy", "torch")])
+def test_either_twin_goes_on_from_the_others_checkpoint(tmp_path, first, second):
+    config = options(tmp_path / "run", backend=first, steps=10, schedule="constant")
+    folder = run(config)
+    run(replace(resumed(config, folder), backend=second, steps=20))
+    unbroken = run(replace(config, output=str(tmp_path / "unbroken"), steps=20))
+    bound = envelope(tmp_path, replace(config, steps=20))
+    assert (np.abs(losses(folder) - losses(unbroken)) <= bound).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"seed": 5}, "seed"), ({"dtype": "float32"}, "dtype"), ({"steps": 5}, "steps"), ({"validation_fraction": 0.2}, "val")],
+)
+def test_resuming_another_experiment_is_refused_and_loses_nothing(tmp_path, changes, name):
+    config = options(tmp_path / "run", steps=6)
+    folder = run(config)
+    before = snapshot(folder)
+    with pytest.raises(ValueError, match=f"^{name}.*: expected "):
+        prepare(replace(resumed(config, folder), **changes))
+    other_model = replace(config.model, width=32)
+    with pytest.raises(ValueError, match=r"^model: expected "):
+        prepare(replace(resumed(config, folder), model=other_model))
+    (tmp_path / "text.txt").write_text("another text, " * 500)
+    with pytest.raises(ValueError, match=r"^(corpus|model): expected "):
+        prepare(resumed(config, folder))
+    assert snapshot(folder) == before
+
+
+def test_resuming_a_finished_run_reports_again_and_changes_no_figure(tmp_path):
+    folder = run(options(tmp_path / "run"))
+    before, log = state(folder), records(folder)
+    run(resumed(read_run_config(folder), folder))
+    assert (state(folder), records(folder)) == (before, log)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_accumulation_equals_the_large_batch(tmp_path, backend):
+    """One step on three micro-batches, of unequal numbers of targets, against one step on all of it at once."""
+    config = options(tmp_path / "run", backend=backend, dropout=0.0, clip_norm=0.0, batch=6, accumulate=1)
+    trainers = [prepare(replace(config, output=str(tmp_path / f"{i}"))) for i in range(3)]
+    batch = random_batch(trainers[0].text.split.training, 13, 6, np.random.default_rng(0))
+    targets = batch.targets.copy()
+    targets[0, :9] = -1  # the first micro-batch has fewer targets: a mean of means would be wrong
+    parts = [Batch(batch.tokens[rows], targets[rows]) for rows in (slice(0, 1), slice(1, 3), slice(3, 6))]
+
+    whole = trainers[0].twin.gradient_step([Batch(batch.tokens, targets)], 1e-2)
+    accumulated = trainers[1].twin.gradient_step(parts, 1e-2)
+    nudge_parameters(np.random.default_rng(0))(trainers[2])
+    disturbed = trainers[2].twin.gradient_step([Batch(batch.tokens, targets)], 1e-2)
+
+    unit = np.finfo(np.float64).eps
+    for got, wanted, other in zip(accumulated, whole, disturbed, strict=True):
+        bound = DEPTH * (abs(float(other) - float(wanted)) + unit * abs(float(wanted)))
+        assert abs(float(got) - float(wanted)) <= bound
+    # Adam's first moment after one step is (1 - beta1) times the gradient, so it shows every single gradient.
+    moments = [{n: a for n, a in t.twin.export_state()[0].items() if n.startswith("first/")} for t in trainers]
+    for name, wanted in moments[0].items():
+        scale = np.abs(moments[2][name] - wanted).max() + unit * np.abs(wanted).max()
+        assert (np.abs(moments[1][name] - wanted) <= DEPTH * scale).all(), name
+    mean_of_means = np.mean(
+        [
+            float(prepare(replace(config, output=str(tmp_path / f"m{i}"))).twin.gradient_step([p], 1e-2).loss)
+            for i, p in enumerate(parts)
+        ]
+    )
+    assert abs(mean_of_means - float(whole.loss)) > DEPTH * unit * float(whole.loss)  # the canary
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_evaluation_is_exact_and_independent_of_its_batch(tmp_path, backend):
+    trainer = prepare(options(tmp_path / "run", backend=backend))
+    tokens = trainer.text.split.validation
+
+    def loss(sequences, twin=trainer.twin):
+        return mean_loss(twin, covering_batches(tokens, 13, sequences))
+
+    reference = loss(1)
+    disturbed = prepare(options(tmp_path / "other", backend=backend))
+    arrays, extra = disturbed.twin.export_state()
+    disturbed.twin.import_state(nudged(arrays, np.random.default_rng(0)), extra)
+    # The sum of n terms adds n roundings at most, each of at most half the spacing of the result.
+    bound = DEPTH * abs(loss(1, disturbed.twin) - reference) + len(tokens) * np.finfo(np.float64).eps / 2 * reference
+    assert all(abs(loss(sequences) - reference) <= bound for sequences in (2, 3, 7, 64))
+    by_hand = [
+        trainer.twin.evaluate_loss(Batch(tokens[None, start:stop], tokens[None, start + 1 : stop + 1]))
+        for start in range(0, len(tokens) - 1, 13)
+        for stop in [min(start + 13, len(tokens) - 1)]
+    ]
+    assert abs(sum(by_hand) / (len(tokens) - 1) - reference) <= bound
+    assert abs(mean_loss(trainer.twin, covering_batches(tokens[:-1], 13, 7)) - reference) > bound  # the canary
+
+
+def test_evaluation_of_the_twins_agrees_and_has_no_dropout_or_smoothing(tmp_path):
+    values = {}
+    for backend in BACKENDS:
+        for dropout, smoothing in ((0.0, 0.0), (0.5, 0.3)):
+            folder = tmp_path / f"{backend}-{dropout}"
+            trainer = prepare(options(folder, backend=backend, dropout=dropout, label_smoothing=smoothing))
+            values[backend, dropout] = mean_loss(trainer.twin, covering_batches(trainer.text.split.validation, 13, 8))
+    assert values["torch", 0.0] == values["torch", 0.5]
+    assert values["numpy", 0.0] == values["numpy", 0.5]
+    unit = np.finfo(np.float64).eps
+    assert abs(values["torch", 0.0] - values["numpy", 0.0]) <= DEPTH * unit * values["numpy", 0.0]
+
+
+def test_bfloat16_trains_float32_parameters(tmp_path):
+    config = options(tmp_path / "run", dtype="bfloat16", steps=60, dropout=0.0)
+    folder = run(config)
+    parameters, _, _ = load_model(folder / "model.safetensors")
+    assert {array.dtype for array in parameters.values()} == {np.dtype(np.float32)}
+    full = losses(run(replace(config, dtype="float32", output=str(tmp_path / "full"))))
+    assert losses(folder)[-10:].mean() < losses(folder)[:10].mean() - 0.3
+    assert (losses(folder) != full).any()  # it did compute in another format
+
+
+def test_log_has_what_a_reader_needs_and_config_what_a_rerun_needs(tmp_path):
+    config = options(tmp_path / "run", log_every=5, steps=12)
+    folder = run(config)
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "train_loss" in line]
+    assert [line["step"] for line in training] == [1, 5, 10, 12]
+    assert set(training[0]) == {
+        "step",
+        "train_loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_second",
+        "training_seconds",
+    }
+    estimates = [line for line in lines if line.get("exact") is False]
+    assert [line["step"] for line in estimates] == [0, 7]
+    assert lines[-1]["exact"] is True
+    assert lines[-1]["bits_per_character"] == pytest.approx(lines[-1]["validation_loss"] / np.log(2), rel=1e-15)
+    assert lines[-1]["characters"] == json.loads((folder / "config.json").read_text())["text"]["validation"] - 1
+    again = replace(read_run_config(folder), output=str(tmp_path / "again"))
+    assert records(run(again)) == records(folder)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_reason(tmp_path):
+    with pytest.raises(ValueError, match=r"learning_rate: the loss became (nan|inf)"), np.errstate(all="ignore"):
+        run(options(tmp_path / "run", learning_rate=1e200, warmup=0, clip_norm=0.0))
