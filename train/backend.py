@@ -153,10 +153,9 @@ class TorchBackend:
         self._options = options
         self._device = _torch_device(options.device)
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
-        self._model = Transformer(model)
-        self._model.load_parameters(parameters)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
-        self._model.to(device=self._device, dtype=dtype)
+        self._model = Transformer(model).to(device=self._device, dtype=dtype)
+        self._model.load_parameters(parameters)
         self._optimizer = adamw(
             self._model,
             options.learning_rate,
@@ -177,6 +176,8 @@ class TorchBackend:
             tokens, targets = self._tensors(batch)
             with self._autocast():
                 logits = self._model(tokens, generator=self._dropout)
+            if options.dtype == "bfloat16":
+                logits = logits.float()  # a logarithm of sums of exponentials needs more than 8 bits
             part = cross_entropy(logits, targets, options.label_smoothing, count)
             part.backward()
             loss = loss + part.detach()
@@ -213,9 +214,26 @@ class TorchBackend:
     def parameters(self) -> Arrays:
         return self._model.parameters_as_numpy()
 
-    def export_state(self) -> tuple[Arrays, dict[str, Any]]: ...
+    def export_state(self) -> tuple[Arrays, dict[str, Any]]:
+        from torch_impl.optimizer import export_state
 
-    def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None: ...
+        updates, first, second = export_state(self._model, self._optimizer)
+        extra: dict[str, Any] = {"updates": updates}
+        if not isinstance(self._dropout, np.random.Generator):
+            extra["device_stream"] = bytes(self._dropout.get_state().tolist()).hex()
+        return _pack(self.parameters(), first, second), extra
+
+    def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
+        import torch
+
+        from torch_impl.optimizer import import_state
+
+        parameters, first, second = _unpack(arrays, self.parameters())
+        self._model.load_parameters(parameters)
+        import_state(self._model, self._optimizer, int(extra["updates"]), first, second)
+        # A checkpoint from another kind of device has no such stream; the fresh one goes on, with other masks.
+        if not isinstance(self._dropout, np.random.Generator) and "device_stream" in extra:
+            self._dropout.set_state(torch.tensor(list(bytes.fromhex(extra["device_stream"])), dtype=torch.uint8))
 
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -24,7 +24,7 @@ from reference_numpy.parameters import parameter_shapes
 from train.configuration import from_mapping
 from train.vocabulary import Vocabulary
 
-FORMAT = "twinformer"
+KEY = "twinformer"  # the one entry of the header: with several, the library writes them in a random order
 VERSION = 1
 
 
@@ -43,8 +43,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """Writes named arrays with `extra` (JSON values) in the header, atomically; `kind` says which checkpoint it is."""
-    header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "extra": json.dumps(extra)}
-    write_atomically(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata=header))
+    header = {KEY: json.dumps({"version": VERSION, "kind": kind, "extra": extra})}
+    write_atomically(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, metadata=header))
 
 
 def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -55,9 +55,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         raise ValueError(f"{path}: expected a checkpoint, found no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            _check_header(path, kind, header)
-            extra = json.loads(header["extra"])
+            extra = _read_header(path, kind, file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
@@ -96,10 +94,12 @@ def check_shapes(path: Path, parameters: Mapping[str, np.ndarray], config: Model
             raise ValueError(f"{path}: {name}: expected {wanted}, got {got}")
 
 
-def _check_header(path: Path, kind: str, header: Mapping[str, str]) -> None:
-    if header.get("format") != FORMAT or "extra" not in header:
+def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The extra values of a checkpoint of ours, of this kind. Raises: ValueError when it is another."""
+    if KEY not in metadata:
         raise ValueError(f"{path}: expected a checkpoint that twinformer wrote, got a safetensors file from elsewhere")
-    if header.get("version") != str(VERSION):
-        raise ValueError(f"{path}: expected checkpoint version {VERSION}, got {header.get('version')!r}")
-    if header.get("kind") != kind:
-        raise ValueError(f"{path}: expected a checkpoint of kind {kind!r}, got {header.get('kind')!r}")
+    header = json.loads(metadata[KEY])
+    for name, expected in (("version", VERSION), ("kind", kind)):
+        if header.get(name) != expected:
+            raise ValueError(f"{path}: expected a checkpoint of {name} {expected!r}, got {header.get(name)!r}")
+    return dict(header["extra"])

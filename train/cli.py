@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"twinformer: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"twinformer: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
 
 
@@ -142,16 +142,17 @@ def _parse_errors_as_value_errors() -> Iterator[None]:
 def _one_line(box: str) -> str:
     """The first section of tyro's box as one line, with the option or the subcommands that it suggests.
 
-    A box is a title in its upper edge, then sections with horizontal rules between them."""
+    A box is a title on its first line, then sections with horizontal rules between them, drawn in Unicode or in ASCII."""
     sections: list[list[str]] = [[]]
     for line in box.splitlines()[1:]:
         content = line.strip(" │|")
         if re.fullmatch(r"[─╰╯+-]+", content):
             sections.append([])
-        else:
+        elif content:
             sections[-1].append(content)
+    sections = [section for section in sections if section] or [["the arguments make no sense; see --help"]]
     message = " ".join(sections[0])
     # Values that the dataclass itself refused come with the name of an inner class before the message that we wrote.
     message = re.sub(r"^Error parsing (--[\w-]+)?[^:]*: ", lambda match: f"{match[1]}: " if match[1] else "", message)
     hint = " ".join(sections[1]) if len(sections) > 1 and sections[1][0].startswith(("Perhaps", "Available")) else ""
-    return "; ".join(part for part in (message, hint) if part) or "the arguments make no sense; see --help"
+    return "; ".join(part for part in (message, hint) if part)

@@ -99,7 +99,7 @@ def test_foreign_files_are_errors(tmp_path, model_file, parameters):
 
 def test_another_version_is_an_error(model_file, monkeypatch):
     monkeypatch.setattr(checkpoint, "VERSION", 2)
-    with pytest.raises(ValueError, match=r"expected checkpoint version 2, got '1'"):
+    with pytest.raises(ValueError, match=r"expected a checkpoint of version 2, got 1"):
         load_model(model_file)
 
 
@@ -135,8 +135,11 @@ def test_a_header_that_describes_no_model_is_an_error(tmp_path, parameters, extr
         load_model(path)
 
 
-def test_the_header_is_json(model_file):
+def test_equal_content_gives_equal_bytes_and_the_header_is_json(tmp_path, model_file, parameters):
     content = model_file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    assert header["format"] == "twinformer"
-    assert json.loads(header["extra"])["symbols"] == VOCABULARY.to_list()
+    assert json.loads(header["twinformer"])["extra"]["symbols"] == VOCABULARY.to_list()
+    for attempt in range(10):
+        path = tmp_path / f"{attempt}"
+        save_model(path, dict(reversed(parameters.items())), CONFIG, VOCABULARY, 7)
+        assert path.read_bytes() == content

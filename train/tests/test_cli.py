@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from train.cli import main
-from train.tests.runs import options, records, snapshot, write_text
+from train.tests.runs import records, snapshot, write_text
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu"]
 
@@ -60,7 +60,7 @@ def test_train_leaves_a_run_folder_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
-def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, trained_once, backend, monkeypatch):
+def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
     """From the command line: half the steps first, then --resume with all of them."""
     text = str(write_text(tmp_path / "text.txt"))
     base = [*TINY, "--corpus", text, "--backend", backend, "--schedule", "constant"]
@@ -260,8 +260,3 @@ def test_help_imports_nothing_heavy(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "--learning-rate" in done.stdout
-
-
-def test_the_trained_run_can_be_described(trained):
-    """The run that these tests share is what `options` says."""
-    assert json.loads((trained / "config.json").read_text())["options"]["width"] == options(trained).model.width
