@@ -57,7 +57,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         with safe_open(path, framework="numpy") as file:
             extra = _read_header(path, kind, file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except SafetensorError as error:
         raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
 
 
@@ -98,8 +98,12 @@ def _read_header(path: Path, kind: str, metadata: Mapping[str, str]) -> dict[str
     """The extra values of a checkpoint of ours, of this kind. Raises: ValueError when it is another."""
     if KEY not in metadata:
         raise ValueError(f"{path}: expected a checkpoint that twinformer wrote, got a safetensors file from elsewhere")
-    header = json.loads(metadata[KEY])
+    try:
+        header = dict(json.loads(metadata[KEY]))
+        extra = dict(header["extra"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: expected a header that twinformer wrote, got another ({error})") from error
     for name, expected in (("version", VERSION), ("kind", kind)):
         if header.get(name) != expected:
             raise ValueError(f"{path}: expected a checkpoint of {name} {expected!r}, got {header.get(name)!r}")
-    return dict(header["extra"])
+    return extra

@@ -154,12 +154,19 @@ class Trainer:
         """Goes on from the run's checkpoint. Raises: ValueError when its model, text, seed or dtype is another."""
         _check_same_experiment(self.config, self.folder, self.text)
         arrays, extra = run_folder.load_state(self.folder)
-        if extra["step"] > self.config.steps:
-            raise ValueError(f"steps: expected at least the {extra['step']} that the run has done, got {self.config.steps}")
-        self.twin.import_state(arrays, extra["twin"])
-        streams.import_state(self.streams, extra["streams"])
-        self.step = extra["step"]
-        self.training_seconds, self.evaluation_seconds = extra["training_seconds"], extra["evaluation_seconds"]
+        try:
+            step, twin, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
+            self.training_seconds = float(extra["training_seconds"])
+            self.evaluation_seconds = float(extra["evaluation_seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}"
+            ) from error
+        if step > self.config.steps:
+            raise ValueError(f"steps: expected at least the {step} that the run has done, got {self.config.steps}")
+        self.twin.import_state(arrays, twin)
+        streams.import_state(self.streams, stream_states)
+        self.step = step
         run_folder.trim_log(self.folder, self.step)
 
     def _advance(self, bar: tqdm) -> None:

@@ -88,6 +88,10 @@ def test_foreign_files_are_errors(tmp_path, model_file, parameters):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"expected a whole safetensors file"):
             load_model(path)
+    for header in ("not JSON", "[1]", "{}", '{"extra": 5}'):
+        save_file(parameters, path, {"twinformer": header})
+        with pytest.raises(ValueError, match=r"expected a header that twinformer wrote"):
+            load_model(path)
     save_file(parameters, path)
     with pytest.raises(ValueError, match=r"expected a checkpoint that twinformer wrote"):
         load_model(path)

@@ -53,8 +53,8 @@ def test_loss_curves_of_the_twins_agree_over_200_steps_with_dropout(tmp_path):
     assert spec.shape == twin.shape == (220,)
     assert (np.abs(twin - spec) <= bound).all()
     assert spec[-20:].mean() < spec[:20].mean() - 0.5  # it learns: a curve that stands still would prove little
-    # The canary: a learning rate that differs in the ninth digit must not pass for rounding.
-    wrong = replace(config, learning_rate=config.learning_rate * (1 + 1e-9), output=str(tmp_path / "canary"))
+    # The canary: a learning rate that differs in the eleventh digit must not pass for rounding.
+    wrong = replace(config, learning_rate=config.learning_rate * (1 + 1e-11), output=str(tmp_path / "canary"))
     assert not (np.abs(losses(run(wrong)) - spec) <= bound).all()
 
 
