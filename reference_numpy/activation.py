@@ -90,11 +90,10 @@ def erf(x: np.ndarray) -> np.ndarray:
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
     """
     split = 2.5
-    near = np.abs(x.real) < split
-    side = np.where(x.real < 0, -1, 1)
+    near, negative = np.abs(x.real) < split, x.real < 0
     series = _erf_series(np.where(near, x, 0))
-    tail = side * (1 - _erfc_fraction(np.where(near, split, side * x)))
-    return np.where(near, series, tail)
+    tail = 1 - _erfc_fraction(np.where(near, split, np.where(negative, -x, x)))
+    return np.where(near, series, np.where(negative, -tail, tail))
 
 
 def _erf_series(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,39 @@
+"""Activations: spec, twin and complex step; erf against the standard library's."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import arrays, seeds, sizes
+from reference_numpy import activation as spec
+from torch_impl import activation as twin
+
+NAMES = ("gelu", "gelu_tanh", "relu", "relu_squared", "silu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(st.data(), sizes(), sizes(), st.sampled_from([1e-30, 1.0, 4.0, 40.0]), seeds)
+def test_parity(name, data, rows, columns, magnitude, seed):
+    x = data.draw(arrays((rows, columns), magnitude))
+    check_operation(
+        name,
+        getattr(spec, f"{name}_forward"),
+        getattr(spec, f"{name}_backward"),
+        getattr(twin, name),
+        {"x": x},
+        dtypes=("float64", "float32"),
+        seed=seed,
+    )
+
+
+@given(arrays((101,), 9.0))
+def test_erf(x):
+    truth, bound = bound_of(spec.erf, x, format="float64")
+    library = np.array([math.erf(v) for v in x])  # itself within one ulp
+    assert_within(spec.erf(x), library, bound + np.spacing(np.abs(library)), "erf")
+    assert_within(truth, library, bound + np.spacing(np.abs(library)), "erf in longdouble")

@@ -1,0 +1,180 @@
+"""Attention: spec, twin and complex step; the twin's fused path against its explicit one; torch's own module as outsider."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import arrays, attention_masks, configs, random_parameters, seeds, sizes
+from reference_numpy import attention as spec
+from reference_numpy.parameters import parameter_shapes, scope
+from reference_numpy.position import alibi_slopes
+from torch_impl import attention as twin
+from torch_impl.flash_attention import flash_attention
+
+TWINS = {
+    "explicit": lambda *arguments, **options: twin.scaled_dot_product_attention(*arguments, **options)[0],
+    "fused": lambda *arguments, softcap, **options: flash_attention(*arguments, **options),
+}
+
+
+@pytest.mark.parametrize("path", TWINS)
+@given(
+    st.data(),
+    *(sizes(1, 3), sizes(1, 3), sizes(0, 7), sizes(1, 7), sizes(1, 5)),
+    *(st.booleans(), st.sampled_from([None, 1, 3]), st.booleans(), st.sampled_from([None, 1.5])),
+    st.sampled_from([1.0, 4.0, 30.0]),
+    seeds,
+)
+def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magnitude, seed):
+    options = {
+        "causal": causal,
+        "window": window,
+        "slopes": alibi_slopes(H, np.dtype(np.float64)) if alibi else None,
+        "softcap": softcap if path == "explicit" else None,
+    }
+    mask = data.draw(attention_masks(B, H, T, S))
+    shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
+    arguments = {name: data.draw(arrays(shape, magnitude)) for name, shape in shapes.items()} | {"mask": mask}
+
+    def backward(d_output, cache):
+        return *spec.scaled_dot_product_attention_backward(d_output, cache), None
+
+    def run_twin(query, key, value, mask):
+        slopes = None if options["slopes"] is None else torch.from_numpy(options["slopes"]).to(query.dtype)
+        return TWINS[path](query, key, value, mask, **(options | {"slopes": slopes}))
+
+    check_operation(
+        f"attention, {path}",
+        lambda q, k, v, mask: spec.scaled_dot_product_attention_forward(q, k, v, mask, **options),
+        backward,
+        run_twin,
+        arguments,
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("path", TWINS)
+@given(st.data(), sizes(1, 3), sizes(1, 5), sizes(1, 7), seeds)
+def test_what_padding_holds_is_never_seen(path, data, B, T, S, seed):
+    """NaN and inf in keys and values that nobody may attend to change no bit of output or gradient."""
+    generator = np.random.default_rng(seed)
+    query, d_output = generator.standard_normal((2, B, 2, T, 3))
+    key, value = generator.standard_normal((2, B, 2, S, 3))
+    mask = (np.arange(S) < generator.integers(0, S + 1, B)[:, None])[:, None, None, :]
+    results = []
+    for garbage in (0.0, np.nan, np.inf):
+        dirty_key, dirty_value = (np.where(mask.swapaxes(-1, -2), x, garbage) for x in (key, value))
+        output, cache = spec.scaled_dot_product_attention_forward(query, dirty_key, dirty_value, mask)
+        gradients = spec.scaled_dot_product_attention_backward(d_output, cache)
+        tensors = [torch.tensor(x, requires_grad=True) for x in (query, dirty_key, dirty_value)]
+        twin_output = TWINS[path](*tensors, torch.from_numpy(mask), softcap=None)
+        twin_output.backward(torch.from_numpy(d_output))
+        results.append([output, *gradients, twin_output.detach().numpy(), *(t.grad.numpy() for t in tensors)])
+    for clean, *dirty in zip(*results, strict=True):
+        assert np.isfinite(clean).all()
+        assert all((clean == other).all() for other in dirty)
+    empty = ~mask.any(axis=-1)[:, 0, 0]
+    for array in results[0]:
+        assert (array[empty] == 0).all()  # a query that may attend to nothing: output 0, gradient 0
+
+
+@given(configs(attention="softmax"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), seeds)
+def test_multi_head_parity(config, B, T, S, cross, causal, seed):
+    shapes = scope(parameter_shapes(config), f"{'decoder.' if config.kind == 'encoder_decoder' else ''}blocks.0.attention")
+    check_multi_head("multi-head attention", config, shapes, B, T, S, cross, causal, seed)
+
+
+@given(configs(attention="linear"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), seeds)
+def test_multi_head_linear_parity(config, B, T, S, cross, causal, seed):
+    shapes = scope(parameter_shapes(config), f"{'decoder.' if config.kind == 'encoder_decoder' else ''}blocks.0.attention")
+    check_multi_head("multi-head linear attention", config, shapes, B, T, S, cross, causal and not cross, seed)
+
+
+def check_multi_head(name, config, shapes, B, T, S, cross, causal, seed):
+    parameters = random_parameters(shapes, seed)
+    generator = np.random.default_rng(seed)
+    memory = generator.standard_normal((B, S, config.width)) if cross else None
+    keys = S if cross else T
+    mask = (np.arange(keys) < generator.integers(0, keys + 1, B)[:, None])[:, None, None, :]
+    arguments = {"x": generator.standard_normal((B, T, config.width)), "memory": memory} | parameters
+
+    def forward(x, memory, *values):
+        own = dict(zip(parameters, values, strict=True))
+        return spec.multi_head_attention_forward(x, memory, own, config, mask, causal, cross=cross)
+
+    def backward(d_output, cache):
+        d_x, d_memory, d_parameters = spec.multi_head_attention_backward(d_output, cache)
+        if not cross:
+            d_x, d_memory = d_x + d_memory, None
+        return d_x, d_memory, *(d_parameters[name] for name in parameters)
+
+    module = twin.MultiHeadAttention(config, cross)
+
+    def run_twin(x, memory, *values):
+        own = dict(zip(parameters, values, strict=True))
+        return torch.func.functional_call(module, own, (x, memory, torch.from_numpy(mask), causal))
+
+    check_operation(name, forward, backward, run_twin, arguments, seed=seed)
+
+
+@given(sizes(1, 3), sizes(1, 7), sizes(1, 7), st.sampled_from([1, 2, 4]), st.booleans(), seeds)
+def test_equals_torch_multihead_attention(B, T, S, heads, causal, seed):
+    """torch.nn.MultiheadAttention with copied weights, an implementation that is not ours: output and weights."""
+    from reference_numpy.config import ModelConfig
+
+    config = ModelConfig(kind="encoder_decoder", width=4 * heads, heads=heads, layers=1)
+    parameters = random_parameters(scope(parameter_shapes(config), "decoder.blocks.0.cross_attention"), seed)
+    outsider = torch.nn.MultiheadAttention(config.width, heads, batch_first=True, dtype=torch.float64)
+    with torch.no_grad():
+        for part in ("weight", "bias"):
+            stacked = np.concatenate([parameters[f"{name}.{part}"] for name in ("query", "key", "value")])
+            getattr(outsider, f"in_proj_{part}").copy_(torch.from_numpy(stacked))
+            getattr(outsider.out_proj, part).copy_(torch.from_numpy(parameters[f"output.{part}"]))
+    generator = np.random.default_rng(seed)
+    x, memory = generator.standard_normal((B, T, config.width)), generator.standard_normal((B, S, config.width))
+    mask = np.tri(T, S, dtype=bool) if causal else None  # torch aligns at the start, and so does this mask
+    theirs, their_weights = outsider(
+        *(torch.from_numpy(a) for a in (x, memory, memory)),
+        attn_mask=None if mask is None else torch.from_numpy(~mask),  # torch: True = may not attend
+        average_attn_weights=False,
+    )
+
+    def ours(x, memory, *values):
+        own = dict(zip(parameters, values, strict=True))
+        output, cache = spec.multi_head_attention_forward(x, memory, own, config, mask, cross=True)
+        return output, cache.attention.weights
+
+    (truth, weights), (bound, weights_bound) = bound_of(ours, x, memory, *parameters.values(), format="float64", factor=2.0)
+    assert_within(theirs.detach().numpy(), truth, bound, "torch.nn.MultiheadAttention")
+    assert_within(their_weights.detach().numpy(), weights, weights_bound, "torch.nn.MultiheadAttention, weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"mask": np.ones((5, 3), bool)},
+            r"mask must be bool and broadcast to \(B, H, T, S\) = \(2, 4, 3, 5\), got bool \(5, 3\)",
+        ),
+        ({"mask": np.ones((3, 5))}, r"mask must be bool and broadcast to .* got float64 \(3, 5\)"),
+        ({"key": np.zeros((2, 4, 5, 7))}, r"key must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
+        ({"value": np.zeros((2, 4, 4, 6))}, r"value must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),
+    ],
+)
+def test_errors(change, message):
+    arguments = {
+        "query": np.zeros((2, 4, 3, 6)),
+        "key": np.zeros((2, 4, 5, 6)),
+        "value": np.zeros((2, 4, 5, 6)),
+        "mask": None,
+    }
+    arguments |= change
+    with pytest.raises(ValueError, match=message):
+        spec.scaled_dot_product_attention_forward(**arguments)
+    tensors = {name: None if a is None else torch.from_numpy(a) for name, a in arguments.items()}
+    with pytest.raises(ValueError, match=message.replace("float64", "torch.float64").replace("got bool", "got torch.bool")):
+        twin.scaled_dot_product_attention(**tensors)

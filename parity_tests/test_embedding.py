@@ -1,0 +1,32 @@
+"""Embedding: spec and twin, with repeated, absent and no tokens."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.compare import check_operation
+from parity_tests.strategies import arrays, integers, seeds, sizes
+from reference_numpy.embedding import embedding_backward, embedding_forward
+from torch_impl.embedding import embedding
+
+
+@given(st.data(), sizes(), sizes(), sizes(1), sizes(), seeds)
+def test_parity(data, rows, columns, vocabulary, width, seed):
+    tokens = data.draw(integers((rows, columns), 0, vocabulary - 1))
+    weight = data.draw(arrays((vocabulary, width)))
+    check_operation(
+        "embedding",
+        embedding_forward,
+        embedding_backward,
+        embedding,
+        {"tokens": tokens, "weight": weight},
+        dtypes=("float64", "float32", "bfloat16"),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("token", [-1, 5])
+def test_token_out_of_range(token):
+    with pytest.raises(ValueError, match=f"tokens: expected 0 to 4, got {token} to {token}"):
+        embedding_forward(np.array([token]), np.zeros((5, 2)))

@@ -1,0 +1,107 @@
+"""Linear attention: spec, twin and complex step; tiles; the running state; the quadratic formula as brute force."""
+
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import arrays, booleans, seeds, sizes
+from reference_numpy import linear_attention as spec
+from torch_impl import linear_attention as twin
+
+
+@given(
+    st.data(),
+    st.sampled_from([1, 3, 64]),
+    sizes(1, 2),
+    sizes(1, 3),
+    sizes(0, 7),
+    sizes(1, 7),
+    sizes(1, 3),
+    st.booleans(),
+    st.booleans(),
+    seeds,
+)
+def test_parity(data, chunk, B, H, T, S, K, causal, masked, seed):
+    S = T if causal else S
+    mask = data.draw(booleans((B, 1, 1, S))) if masked else None
+    shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
+    arguments = {name: data.draw(arrays(shape, 2.0)) for name, shape in shapes.items()} | {"mask": mask}
+
+    def backward(d_output, cache):
+        return *spec.linear_attention_backward(d_output, cache), None
+
+    with patch.object(spec, "CHUNK", chunk), patch.object(twin, "CHUNK", chunk):
+        check_operation(
+            "linear attention",
+            lambda *a: spec.linear_attention_forward(*a, causal=causal),
+            backward,
+            lambda *a: twin.linear_attention(*a, causal=causal)[0],
+            arguments,
+            seed=seed,
+        )
+
+
+@given(sizes(1, 3), sizes(1, 11), st.booleans(), seeds)
+def test_against_the_quadratic_formula(K, T, causal, seed):
+    query, key, value = np.random.default_rng(seed).standard_normal((3, 1, 1, T, K))
+
+    def features(x):
+        return np.where(x > 0, x + 1, np.exp(np.where(x > 0, 0, x)))
+
+    def quadratic(query, key, value):
+        pairs = features(query) @ features(key).swapaxes(-1, -2)
+        pairs = np.tril(pairs) if causal else pairs
+        return (pairs @ value) / pairs.sum(axis=-1, keepdims=True)
+
+    truth, bound = bound_of(quadratic, query, key, value, format="float64", factor=2.0)
+    output, _ = spec.linear_attention_forward(query, key, value, causal=causal)
+    assert_within(output, truth, bound, "linear attention")
+
+
+@given(sizes(1, 3), st.integers(1, 9), st.integers(1, 9), seeds)
+def test_the_state_continues_where_it_stopped(K, first, second, seed):
+    query, key, value = np.random.default_rng(seed).standard_normal((3, 2, 2, first + second, K))
+    run = spec.linear_attention_forward
+    truth, bound = bound_of(lambda *a: run(*a, causal=True)[0], query, key, value, format="float64", factor=2.0)
+    head, tail = slice(0, first), slice(first, None)
+    _, cache = run(*(x[:, :, head] for x in (query, key, value)), causal=True)
+    output, _ = run(*(x[:, :, tail] for x in (query, key, value)), causal=True, state=cache.state)
+    assert_within(output, truth[:, :, tail], bound[:, :, tail], "continued")
+    tensors = [torch.from_numpy(x) for x in (query, key, value)]
+    _, state = twin.linear_attention(*(x[:, :, head] for x in tensors), causal=True)
+    theirs, _ = twin.linear_attention(*(x[:, :, tail] for x in tensors), causal=True, state=state)
+    assert_within(theirs.numpy(), truth[:, :, tail], bound[:, :, tail], "continued, twin")
+
+
+def test_what_padding_holds_is_never_seen():
+    generator = np.random.default_rng(0)
+    query, key, value, d_output = generator.standard_normal((4, 2, 1, 5, 3))
+    mask = (np.arange(5) < np.array([3, 0])[:, None])[:, None, None, :]
+    results = []
+    for garbage in (0.0, np.nan, np.inf):
+        dirty = [np.where(mask.swapaxes(-1, -2), x, garbage) for x in (key, value)]
+        output, cache = spec.linear_attention_forward(query, *dirty, mask)
+        tensors = [torch.tensor(x, requires_grad=True) for x in (query, *dirty)]
+        theirs, _ = twin.linear_attention(*tensors, torch.from_numpy(mask))
+        theirs.backward(torch.from_numpy(d_output))
+        gradients = spec.linear_attention_backward(d_output, cache)
+        results.append([output, *gradients, theirs.detach().numpy(), *(t.grad.numpy() for t in tensors)])
+    for clean, *others in zip(*results, strict=True):
+        assert np.isfinite(clean).all()
+        assert all((clean == other).all() for other in others)
+        assert (clean[1] == 0).all()  # the sequence of nothing but padding
+
+
+def test_a_mask_of_pairs_is_refused():
+    x, mask = np.zeros((1, 1, 3, 2)), np.ones((3, 3), bool)
+    message = r"linear_attention: mask must be over keys, \(B, H, 1, S\), got \(3, 3\)"
+    with pytest.raises(ValueError, match=message):
+        spec.linear_attention_forward(x, x, x, mask)
+    with pytest.raises(ValueError, match=message):
+        twin.linear_attention(*[torch.from_numpy(x)] * 3, torch.from_numpy(mask))

@@ -1,0 +1,47 @@
+"""Masks: spec and twin against a brute-force statement of the rule."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.strategies import integers, sizes
+from reference_numpy import mask as spec
+from torch_impl import mask as twin
+
+
+def pairs(T, S, rule):
+    """(T, S) from a rule on positions, pair by pair; query t stands at S - T + t."""
+    return np.array([[rule(S - T + t, s) for s in range(S)] for t in range(T)], dtype=bool).reshape(T, S)
+
+
+@given(sizes(), sizes())
+def test_causal(T, S):
+    expected = pairs(T, S, lambda t, s: s <= t)
+    assert (spec.causal_mask(T, S) == expected).all()
+    assert (twin.causal_mask(T, S).numpy() == expected).all()
+
+
+@given(sizes(), sizes(), st.integers(1, 8))
+def test_window(T, S, window):
+    expected = pairs(T, S, lambda t, s: abs(t - s) < window)
+    assert (spec.window_mask(T, S, window) == expected).all()
+    assert (twin.window_mask(T, S, window).numpy() == expected).all()
+
+
+@given(st.data(), sizes(), sizes())
+def test_padding(data, B, S):
+    lengths = data.draw(integers((B,), 0, S))
+    expected = np.array([[s < length for s in range(S)] for length in lengths], dtype=bool).reshape(B, S)
+    assert (spec.padding_mask(lengths, S) == expected).all()
+    assert (twin.padding_mask(torch.from_numpy(lengths), S).numpy() == expected).all()
+
+
+@given(sizes(1), sizes(1), st.booleans(), st.sampled_from([None, 1, 3]))
+def test_combined(T, S, causal, window):
+    mask = np.random.default_rng(T * 31 + S).random((2, 1, 1, S)) < 0.6
+    ours = spec.allowed_pairs(np.arange(S - T, S), np.arange(S), mask, causal, window)
+    theirs = twin.allowed_pairs(T, S, torch.from_numpy(mask), causal, window)
+    rule = pairs(T, S, lambda t, s: (not causal or s <= t) and (window is None or abs(t - s) < window))
+    assert (np.broadcast_to(ours, (2, 1, T, S)) == (mask & rule)).all()
+    assert (np.broadcast_to(theirs.numpy(), (2, 1, T, S)) == (mask & rule)).all()

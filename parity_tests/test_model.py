@@ -1,0 +1,207 @@
+"""Whole models, drawn from all options crossed: loss and every gradient; causality; padding; batches."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import configs, random_parameters, seeds, sizes
+from reference_numpy import model as spec
+from reference_numpy.config import ModelConfig
+from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
+from reference_numpy.parameters import initialize, parameter_count, parameter_shapes
+from torch_impl.loss import cross_entropy
+from torch_impl.model import Transformer
+
+
+def draw_batch(config, B, T, S, seed):
+    """Tokens, targets (some ignored), and the keyword arguments of a forward: padding, and source with its own."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, config.vocabulary, (B, T))
+    targets = generator.integers(-1, config.vocabulary, (B, T))
+    extra = {"padding": np.arange(T) < generator.integers(0, T + 1, B)[:, None]}
+    if config.kind == "encoder_decoder":
+        extra["source"] = generator.integers(0, config.vocabulary, (B, S))
+        extra["source_padding"] = np.arange(S) < generator.integers(0, S + 1, B)[:, None]
+    return tokens, targets, extra
+
+
+def as_tensors(arrays):
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@given(configs(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), seeds)
+def test_parity(config, B, T, S, smoothing, seed):
+    """Loss and gradients of spec and twin, with padding, empty sequences, ignored targets, smoothing, dropout, ties."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, targets, extra = draw_batch(config, B, T, S, seed)
+    module = Transformer(config)
+    assert set(module.state_dict()) == set(parameters)
+
+    def forward(*values):
+        own = dict(zip(parameters, values, strict=True))
+        logits, cache = spec.model_forward(own, config, tokens, generator=np.random.default_rng(seed), **extra)
+        loss, loss_cache = cross_entropy_forward(logits, targets, smoothing)
+        return loss, (cache, loss_cache)
+
+    def backward(d_loss, caches):
+        d_parameters = spec.model_backward(cross_entropy_backward(d_loss, caches[1]), caches[0])
+        return tuple(d_parameters[name] for name in parameters)
+
+    def run_twin(*values):
+        own = dict(zip(parameters, values, strict=True))
+        options = as_tensors(extra) | {"generator": np.random.default_rng(seed)}
+        logits = torch.func.functional_call(module, own, (torch.from_numpy(tokens),), options)
+        return cross_entropy(logits, torch.from_numpy(targets), smoothing)
+
+    check_operation(f"model, {config.kind}", forward, backward, run_twin, parameters, seed=seed)
+
+
+@given(configs(kind="decoder", dropout=0.0), sizes(1, 3), st.integers(1, 7), st.data())
+def test_a_later_token_never_changes_an_earlier_logit(config, B, T, data):
+    seed, at = data.draw(seeds), data.draw(st.integers(0, T - 1))
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, _ = draw_batch(config, B, T, 1, seed)
+    other = tokens.copy()
+    other[:, at:] = (other[:, at:] + 1) % config.vocabulary
+    assert_same = np.testing.assert_array_equal  # the same operations on the same numbers: to the bit
+    ours = [spec.model_forward(parameters, config, t)[0] for t in (tokens, other)]
+    assert_same(ours[0][:, :at], ours[1][:, :at])
+    module = Transformer(config).double()
+    module.load_parameters(parameters)
+    with torch.no_grad():
+        theirs = [module(torch.from_numpy(t)).numpy() for t in (tokens, other)]
+    assert_same(theirs[0][:, :at], theirs[1][:, :at])
+
+
+@given(configs(kind="decoder", dropout=0.0, tied=False), seeds)
+def test_causality_by_jacobian(config, seed):
+    """d logits[t] / d embedding of token s is exactly 0 for s > t: by the spec's backward, one token per position."""
+    T = 5
+    config = ModelConfig(**(config.__dict__ | {"vocabulary": T}))
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens = np.arange(T)[None]  # each position its own row of the table, so the row's gradient is the position's
+    logits, cache = spec.model_forward(parameters, config, tokens)
+    for t in range(T):
+        d_logits = np.zeros_like(logits)
+        d_logits[0, t] = np.random.default_rng(seed).standard_normal(T)
+        d_table = spec.model_backward(d_logits, cache)["token_embedding.weight"]
+        assert (d_table[t + 1 :] == 0).all()
+
+
+@given(configs(dropout=0.0), sizes(1, 3), sizes(1, 3), sizes(1, 3), seeds)
+def test_padding_changes_nothing(config, B, T, S, seed):
+    """Padding appended on either side, of any content, leaves the logits of the real tokens within rounding."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(0, config.vocabulary, (B, T))
+    extra, padded_extra = {}, {"padding": np.arange(T + 2) < np.full((B, 1), T)}
+    if config.kind == "encoder_decoder":
+        extra["source"] = generator.integers(0, config.vocabulary, (B, S))
+        garbage = generator.integers(0, config.vocabulary, (B, 2))
+        padded_extra["source"] = np.concatenate((extra["source"], garbage), axis=1)
+        padded_extra["source_padding"] = np.arange(S + 2) < np.full((B, 1), S)
+    padded = np.concatenate((tokens, generator.integers(0, config.vocabulary, (B, 2))), axis=1)
+    truth, bound = logits_bound(parameters, config, tokens, extra)
+    with_padding, _ = spec.model_forward(parameters, config, padded, **padded_extra)
+    assert_within(with_padding[:, :T], truth, bound, "padded logits")
+
+
+@given(configs(dropout=0.0), sizes(2, 5), sizes(1, 7), seeds)
+def test_a_batch_is_its_sequences(config, B, T, seed):
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, extra = draw_batch(config, B, T, 3, seed)
+    truth, bound = logits_bound(parameters, config, tokens, extra)
+    for b in range(B):
+        alone, _ = spec.model_forward(parameters, config, tokens[b : b + 1], **{k: v[b : b + 1] for k, v in extra.items()})
+        assert_within(alone[0], truth[b], bound[b], "one sequence of the batch")
+
+
+def logits_bound(parameters, config, tokens, extra):
+    """The true logits and their bound, for another order of the same operations."""
+
+    def logits(*values):
+        return spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)[0]
+
+    return bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+
+
+@given(configs(dropout=0.0, attention="softmax"), sizes(1, 3), sizes(1, 5), seeds)
+def test_permuting_heads_changes_nothing(config, B, T, seed):
+    """Heads are a set: with their projections permuted alike, and ALiBi apart (its slopes are ordered), nothing changes."""
+    assume(config.position != "alibi" and config.key_heads == config.heads)
+    parameters = random_parameters(parameter_shapes(config), seed)
+    order = np.random.default_rng(seed).permutation(config.heads)
+    channels = np.concatenate([np.arange(config.head_width) + h * config.head_width for h in order])
+    permuted = {}
+    for name, value in parameters.items():
+        if "attention." in name and name.split(".")[-2] in ("query", "key", "value"):
+            value = value[channels]
+        elif name.endswith("attention.output.weight"):
+            value = value[:, channels]
+        permuted[name] = value
+    tokens, _, extra = draw_batch(config, B, T, 3, seed)
+    truth, bound = logits_bound(parameters, config, tokens, extra)
+    assert_within(spec.model_forward(permuted, config, tokens, **extra)[0], truth, bound, "heads permuted")
+
+
+@given(configs(attention="softmax", dropout=0.0), sizes(1, 3), sizes(1, 5), seeds)
+def test_attention_weights(config, B, T, seed):
+    """The same names and weights from both twins; rows sum to 1, or to 0 where there is nothing to attend to."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, extra = draw_batch(config, B, T, 3, seed)
+    module = Transformer(config).double()
+    module.load_parameters(parameters)
+    theirs = module.attention_weights(torch.from_numpy(tokens), **as_tensors(extra))
+
+    def weights(*values):
+        _, cache = spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)
+        return spec.attention_weights(cache)
+
+    truth, bound = bound_of(weights, *parameters.values(), format="float64", factor=2.0)
+    assert list(theirs) == list(truth)
+    for name, array in theirs.items():
+        assert_within(array.detach().numpy(), truth[name], bound[name], name)
+        totals, slack = truth[name].sum(axis=-1), bound[name].sum(axis=-1)
+        assert ((np.abs(totals - 1) <= slack) | (totals == 0)).all()
+
+
+@given(configs(), seeds)
+def test_float32_stays_float32(config, seed):
+    """No float64 sneaks in: logits, loss and gradients of float32 parameters are float32."""
+    parameters = initialize(config, np.random.default_rng(seed))
+    tokens, targets, extra = draw_batch(config, 2, 3, 3, seed)
+    logits, _ = spec.model_forward(parameters, config, tokens, generator=np.random.default_rng(seed), **extra)
+    loss, gradients = spec.loss_and_gradients(
+        parameters, config, tokens, targets, label_smoothing=0.1, generator=np.random.default_rng(seed), **extra
+    )
+    assert {logits.dtype, loss.dtype, *(g.dtype for g in gradients.values())} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    "make", [lambda config: spec_logits(config), lambda config: twin_logits(config)], ids=["spec", "twin"]
+)
+def test_errors(make):
+    with pytest.raises(ValueError, match="tokens: expected at most 4, the learned positions, got 5"):
+        make(ModelConfig(context=4, position="learned"))
+    with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder"):
+        make(ModelConfig(context=8, kind="encoder_decoder"))
+
+
+def spec_logits(config):
+    return spec.model_forward(initialize(config, np.random.default_rng(0)), config, np.zeros((1, 5), np.int64))
+
+
+def twin_logits(config):
+    module = Transformer(config)
+    module.load_parameters(initialize(config, np.random.default_rng(0)))
+    return module(torch.zeros((1, 5), dtype=torch.int64))
+
+
+def test_parameter_count_of_a_small_model():
+    """By hand: table 65 x 128, positions 64 x 128; 4 blocks of 12 D^2 + 13 D; final norm 2 D (GPT-2's sum)."""
+    D = 128
+    assert parameter_count(ModelConfig()) == 65 * D + 64 * D + 4 * (12 * D * D + 13 * D) + 2 * D

@@ -1,0 +1,56 @@
+"""LayerNorm and RMSNorm: spec, twin and complex step; rows of equal numbers."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.compare import check_operation
+from parity_tests.strategies import arrays, seeds, sizes
+from reference_numpy import normalization as spec
+from torch_impl import normalization as twin
+
+
+@given(st.data(), sizes(), sizes(1, 11), st.booleans(), st.sampled_from([1e-3, 4.0, 1e4]), seeds)
+def test_layer_norm(data, rows, width, has_bias, magnitude, seed):
+    arguments = {
+        "x": data.draw(arrays((2, rows, width), magnitude)),
+        "weight": data.draw(arrays((width,))),
+        "bias": data.draw(arrays((width,))) if has_bias else None,
+    }
+    check_operation(
+        "layer_norm",
+        spec.layer_norm_forward,
+        spec.layer_norm_backward,
+        twin.layer_norm,
+        arguments,
+        dtypes=("float64", "float32"),
+        seed=seed,
+    )
+
+
+@given(st.data(), sizes(), sizes(1, 11), st.sampled_from([1e-3, 4.0, 1e4]), seeds)
+def test_rms_norm(data, rows, width, magnitude, seed):
+    arguments = {"x": data.draw(arrays((2, rows, width), magnitude)), "weight": data.draw(arrays((width,)))}
+    check_operation(
+        "rms_norm",
+        spec.rms_norm_forward,
+        spec.rms_norm_backward,
+        twin.rms_norm,
+        arguments,
+        dtypes=("float64", "float32"),
+        seed=seed,
+    )
+
+
+@given(st.floats(-1e3, 1e3, width=32), seeds)
+def test_a_row_of_equal_numbers_gives_the_bias(value, seed):
+    x = np.full((3, 7), value)
+    weight, bias = np.random.default_rng(seed).standard_normal((2, 7))
+    check_operation(
+        "layer_norm, equal rows",
+        spec.layer_norm_forward,
+        spec.layer_norm_backward,
+        twin.layer_norm,
+        {"x": x, "weight": weight, "bias": bias},
+        seed=seed,
+    )

@@ -1,0 +1,88 @@
+"""Positions: tables against their formulas, rotary by parity, ALiBi against brute force."""
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import arrays, seeds, sizes
+from reference_numpy import position as spec
+from torch_impl import position as twin
+
+F64 = np.dtype(np.float64)
+
+
+@given(st.integers(0, 500), sizes(0, 11), sizes(1, 11))
+def test_sinusoidal_table(start, T, width):
+    expected = np.empty((T, width))
+    for t in range(T):
+        for i in range(width):
+            angle = (start + t) / 10000 ** (2 * (i // 2) / width)
+            expected[t, i] = math.sin(angle) if i % 2 == 0 else math.cos(angle)
+    ours = spec.sinusoidal_table(np.arange(start, start + T), width, F64)
+    # the angle is a power and a quotient, two ulps each at most; sine and cosine pass on at most that, and add one ulp
+    bound = 4 * np.spacing(np.full((T, width), float(start + T))) + np.spacing(1.0)
+    assert_within(ours, expected, bound, "sinusoidal table")
+    theirs = twin.sinusoidal_table(start, start + T, width, torch.float64, torch.device("cpu"))
+    assert (theirs.numpy() == ours).all()
+
+
+@given(st.data(), sizes(), sizes(1), sizes(), st.sampled_from([2, 4, 6]), st.integers(0, 1000), seeds)
+def test_rotary(data, B, H, T, K, start, seed):
+    x = data.draw(arrays((B, H, T, K)))
+    positions = np.arange(start, start + T)
+    check_operation(
+        "rotary",
+        lambda x: spec.rotary_forward(x, positions),
+        lambda d_y, cache: spec.rotary_backward(d_y, cache),
+        lambda x: twin.rotary(x, start),
+        {"x": x},
+        seed=seed,
+    )
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 300), seeds)
+def test_rotary_depends_on_distance_alone(s, t, shift, seed):
+    query, key = np.random.default_rng(seed).standard_normal((2, 1, 1, 1, 6))
+
+    def product(q, k, s, t):
+        turned, _ = spec.rotary_forward(q, np.array([s]))
+        return (turned * spec.rotary_forward(k, np.array([t]))[0]).sum()
+
+    near, bound = bound_of(lambda q, k: product(q, k, s, t), query, key, format="float64")
+    far, far_bound = bound_of(lambda q, k: product(q, k, s + shift, t + shift), query, key, format="float64")
+    # the tables are constants rounded from angles up to 600: an ulp of the angle, for each of the two turns
+    angles = 2 * np.spacing(600.0) * np.abs(query).sum() * np.abs(key).sum()
+    assert_within(far, near, bound + far_bound + 2 * angles, "rotary, shifted")
+
+
+def test_rotary_turns_counter_clockwise():
+    """At position 1 the first pair turns by one radian: (1, 0) becomes (cos 1, sin 1)."""
+    x = np.zeros((1, 1, 1, 4))
+    x[..., 0] = 1
+    y, _ = spec.rotary_forward(x, np.array([1]))
+    assert y[0, 0, 0].tolist() == [math.cos(1), 0, math.sin(1), 0]
+
+
+@given(st.integers(1, 20), sizes(), sizes())
+def test_alibi(heads, T, S):
+    slopes = spec.alibi_slopes(heads, F64)
+    rows, columns = np.arange(S - T, S), np.arange(S)
+    ours = spec.alibi_bias(slopes, rows, columns)
+    assert ours.shape == (heads, T, S)
+    for h in range(heads):
+        for t in range(T):
+            for s in range(S):
+                assert ours[h, t, s] == -slopes[h] * abs((S - T + t) - s)
+    theirs = twin.alibi_bias(twin.alibi_slopes(heads, torch.float64, torch.device("cpu")), T, S)
+    assert (theirs.numpy() == ours).all()
+
+
+def test_alibi_slopes_of_the_paper():
+    assert spec.alibi_slopes(8, F64).tolist() == [2.0**-h for h in range(1, 9)]
+    twelve = spec.alibi_slopes(12, F64).tolist()  # 8 heads' slopes, then every other of 16 heads'
+    assert twelve == [2.0**-h for h in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]

@@ -1,0 +1,42 @@
+"""Softmax: spec, twin and complex step; -inf entries, empty rows, huge scores, invariance to a shift."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within, check_operation
+from parity_tests.strategies import arrays, booleans, seeds, sizes
+from reference_numpy.softmax import softmax_backward, softmax_forward
+from torch_impl.softmax import softmax
+
+
+@given(st.data(), sizes(), sizes(1, 11), st.sampled_from([1e-30, 1.0, 30.0, 1e4]), seeds)
+def test_parity(data, rows, columns, magnitude, seed):
+    x = data.draw(arrays((rows, 3, columns), magnitude))
+    check_operation(
+        "softmax", softmax_forward, softmax_backward, softmax, {"x": x}, dtypes=("float64", "float32"), seed=seed
+    )
+
+
+@given(st.data(), sizes(1), sizes(1, 11), seeds)
+def test_masked(data, rows, columns, seed):
+    x = np.where(data.draw(booleans((rows, columns))), data.draw(arrays((rows, columns))), -np.inf)
+    x[0] = -np.inf
+    check_operation("softmax, masked", softmax_forward, softmax_backward, softmax, {"x": x}, seed=seed)
+    p, _ = softmax_forward(x)
+    assert (p[x == -np.inf] == 0).all()
+
+
+@given(st.data(), sizes(1), sizes(1, 11), st.floats(-100, 100))
+def test_a_shift_changes_nothing(data, rows, columns, shift):
+    x = data.draw(arrays((rows, columns)))
+    truth, bound = bound_of(lambda a: softmax_forward(a + shift)[0], x, format="float64")
+    unshifted, own_bound = bound_of(lambda a: softmax_forward(a)[0], x, format="float64")
+    assert_within(softmax_forward(x + shift)[0], unshifted, bound + own_bound, "softmax(x + c)")
+    assert_within(truth, unshifted, bound + own_bound, "softmax(x + c), truth")
+
+
+def test_no_columns():
+    p, _ = softmax_forward(np.zeros((3, 0)))
+    assert p.shape == (3, 0)
