@@ -34,9 +34,9 @@ class Decoder(Protocol):
 class CachedDecoder:
     """The spec as a Decoder: each call computes the new tokens only, with keys and values of the earlier ones at hand.
 
-    With `cached=False` everything is computed again at every call; both give the same logits to rounding. `source` (B, S) and
-    `source_padding` belong to an encoder-decoder. `context` is the config's; pass None to let positions that are computed
-    (all but learned ones) run on beyond the trained length.
+    With `cached=False` everything is computed again at every call; both give the same logits to rounding. `source` (B, S)
+    and `source_padding` belong to an encoder-decoder. `extrapolate` lets positions that are computed (all but learned ones) run
+    on beyond the context.
     """
 
     def __init__(

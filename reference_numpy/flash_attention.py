@@ -91,8 +91,9 @@ def flash_attention_forward(
 def flash_attention_backward(d_output: np.ndarray, cache: FlashAttentionCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value, tile by tile.
 
-    The weights come back as p = exp(score - log sum exp), without a second softmax; the price is a relative error of u times
-    |log sum exp| in p, u the unit roundoff, where the plain algorithm keeps the maximum apart. Softmax's backward needs, per query,
+    The weights come back as p = exp(score - log sum exp), without a second softmax; the price is a relative error of
+    u |log sum exp| in p, u the unit roundoff, where the plain algorithm keeps the maximum apart. Softmax's backward needs,
+    per query,
       sum_s d_weight_s p_s = sum_s (d_output . value_s) p_s = d_output . sum_s p_s value_s = d_output . output
     which is a row of numbers known before the first tile. With it each tile stands alone:
       d_value += p^T d_output,  d_score = p (d_output value^T - d_output . output),  times 1 - tanh^2 under a soft cap,

@@ -1,7 +1,7 @@
 """AdamW, Muon, and clipping by the global norm."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,7 +76,7 @@ class MuonState(NamedTuple):
     adamw: AdamWState
 
 
-def is_hidden_matrix(name: str, weight: np.ndarray) -> bool:
+def is_hidden_matrix(name: str, weight: Any) -> bool:
     """Whether Muon takes this parameter: matrices inside the blocks. Embeddings, head, gains and biases stay with AdamW."""
     return weight.ndim == 2 and "blocks." in name
 

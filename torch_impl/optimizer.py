@@ -1,5 +1,7 @@
 """AdamW, Muon, and clipping by the global norm."""
 
+import math
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reference_numpy.optimizer import NEWTON_SCHULZ, is_hidden_matrix
 from reference_numpy.parameters import Parameters
 from torch_impl.parameters import as_numpy
 
@@ -71,3 +74,57 @@ def import_state(
             "exp_avg": torch.from_numpy(np.array(first[name])).to(parameter),
             "exp_avg_sq": torch.from_numpy(np.array(second[name])).to(parameter),
         }
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised momentum for the matrices inside the blocks; see the spec. All other parameters are for `adamw`.
+
+    Matrices of one shape are orthogonalised together, as one batch of products.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], learning_rate: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loss is not evaluated again
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape[parameter.shape].append(parameter)
+            for shape, weights in by_shape.items():
+                momenta = [self._momentum(weight) for weight in weights]
+                gradients: list[Tensor] = [weight.grad for weight in weights if weight.grad is not None]
+                torch._foreach_mul_(momenta, group["momentum"])
+                torch._foreach_add_(momenta, gradients)
+                nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
+                updates = newton_schulz(torch.stack(nesterov)).unbind()
+                torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
+
+    def _momentum(self, weight: nn.Parameter) -> Tensor:
+        state = self.state[weight]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(weight)
+        momentum: Tensor = state["momentum"]
+        return momentum
+
+
+def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
+    """Move the singular values of a batch of matrices (N, O, I) towards 1 and keep their singular vectors."""
+    a, b, c = NEWTON_SCHULZ
+    tall = g.shape[-2] > g.shape[-1]
+    x = g.mT if tall else g
+    norm = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
+    x = x / torch.where(norm == 0, 1, norm)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * (gram @ gram)) @ x
+    return x.mT if tall else x
+
+
+def hidden_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that Muon takes, by flat name: the spec's rule."""
+    return {name: p for name, p in model.named_parameters() if is_hidden_matrix(name, p)}

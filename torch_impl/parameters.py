@@ -41,4 +41,5 @@ def gradients_as_numpy(module: nn.Module) -> Parameters:
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A copy of the tensor in NumPy."""
     tensor = tensor.detach().cpu()
-    return np.array(tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor)
+    tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+    return tensor.numpy().copy()  # np.array(tensor) warns: torch does not take the copy argument of NumPy 2

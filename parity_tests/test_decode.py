@@ -1,0 +1,214 @@
+"""Decoding: cached and uncached, spec and twin, every option of the model; the searches against brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within
+from parity_tests.strategies import arrays, configs, random_parameters, seeds, sizes
+from reference_numpy import decode as spec
+from reference_numpy.config import ModelConfig
+from reference_numpy.model import model_forward
+from reference_numpy.parameters import parameter_shapes
+from torch_impl import decode as twin
+from torch_impl.model import Transformer
+
+
+def twin_of(config, parameters):
+    module = Transformer(config).double()
+    module.load_parameters(parameters)
+    return module
+
+
+def decoders(config, parameters, source=None, source_padding=None):
+    """Spec and twin, each cached and not."""
+    module = twin_of(config, parameters)
+    for cached in (True, False):
+        yield spec.CachedDecoder(parameters, config, source, source_padding, cached=cached)
+        yield twin.CachedDecoder(module, source, source_padding, cached=cached)
+
+
+def draw_source(config, B, generator):
+    if config.kind != "encoder_decoder":
+        return {}
+    S = 5
+    source = generator.integers(0, config.vocabulary, (B, S))
+    return {"source": source, "source_padding": np.arange(S) < generator.integers(0, S + 1, B)[:, None]}
+
+
+@given(st.data(), st.sampled_from(["decoder", "encoder_decoder"]), sizes(1, 3), st.integers(1, 4), seeds)
+def test_logits_token_by_token(data, kind, B, prompt, seed):
+    """A prompt, then token by token, then two at once: the logits are those of one pass over everything."""
+    config = data.draw(configs(kind=kind))
+    generator = np.random.default_rng(seed)
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, extra = generator.integers(0, config.vocabulary, (B, 7)), draw_source(config, B, generator)
+
+    def logits(*values):
+        return model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)[0]
+
+    truth, bound = bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+    stops = [0, prompt, *range(prompt + 1, 6), 7]
+    for decoder in decoders(config, parameters, **extra):
+        for start, stop in itertools.pairwise(stops):
+            found = decoder.append(tokens[:, start:stop])
+            assert_within(found, truth[:, stop - 1], bound[:, stop - 1], f"logits after {stop} tokens")
+
+
+@given(configs(kind="decoder"), sizes(1, 3), st.integers(1, 9), st.integers(0, 25), seeds)
+def test_sampling_past_the_context(config, B, prompt, count, seed):
+    """The same tokens, cached or not, from either twin, far beyond the context."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens = np.random.default_rng(seed).integers(0, config.vocabulary, (B, prompt))
+    texts = [spec.sample(d, tokens, count, np.random.default_rng(seed)) for d in decoders(config, parameters)]
+    assert texts[0].shape == (B, prompt + count)
+    assert (texts[0][:, :prompt] == tokens).all()
+    for text in texts[1:]:
+        assert (text == texts[0]).all()
+
+
+@given(st.integers(0, 300), st.integers(1, 50))
+def test_visible_from(length, context):
+    start = spec.visible_from(length, context)
+    assert length - start <= context
+    assert length - start >= min(length, context - max(context // 2, 1) + 1) or start == 0
+    assert spec.visible_from(length, None) == 0
+
+
+@given(configs(kind="encoder_decoder"), sizes(1, 3), st.sampled_from([1, 2, 3]), seeds)
+def test_searches_agree(config, B, beams, seed):
+    """Greedy and beam search give the same sequences cached or not, from either twin."""
+    generator = np.random.default_rng(seed)
+    parameters = random_parameters(parameter_shapes(config), seed)
+    extra, end = draw_source(config, B, generator), config.vocabulary - 1
+    greedy = [spec.greedy_search(d, B, 0, end, 6) for d in decoders(config, parameters, **extra)]
+    assert all(found == greedy[0] for found in greedy)
+    found = [[h.tokens for h in spec.beam_search(d, B, 0, end, 6, beams)] for d in decoders(config, parameters, **extra)]
+    assert all(sequences == found[0] for sequences in found)
+
+
+class Table:
+    """A decoder with given logits for every prefix: vocabulary of 3, token 2 ends."""
+
+    context = None
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.restart()
+
+    def restart(self):
+        self.rows = [[]]
+
+    def select(self, rows):
+        self.rows = [list(self.rows[row]) for row in rows]
+
+    def append(self, tokens):
+        self.rows = [[*row, *new] for row, new in zip(self.rows, tokens.tolist(), strict=True)]
+        return np.stack([self.logits(row) for row in self.rows])
+
+    def logits(self, prefix):
+        return np.random.default_rng([self.seed, *prefix]).standard_normal(3) * 2
+
+
+def score_of(table, tokens, ended, alpha):
+    """Log probability over length penalty, from the definition."""
+    total, prefix = 0.0, [0]
+    for token in [*tokens, *([2] if ended else [])]:
+        logits = table.logits(prefix)
+        total += logits[token] - math.log(sum(math.exp(z) for z in logits))
+        prefix.append(token)
+    return total / spec.length_penalty(len(tokens) + ended, alpha)
+
+
+@given(seeds, st.sampled_from([0.0, 0.6, 1.0]), st.integers(1, 4))
+def test_wide_beam_search_is_exhaustive(seed, alpha, maximum):
+    """With as many beams as there are prefixes, the best of all sequences is found."""
+    table = Table(seed)
+    candidates = [
+        (score_of(table, tokens, ended, alpha), list(tokens))
+        for length in range(maximum + 1)
+        for tokens in itertools.product([0, 1], repeat=length)
+        for ended in (True, False)
+        if (ended and length < maximum) or (not ended and length == maximum)
+    ]
+    best_score, best = max(candidates)
+    (found,) = spec.beam_search(table, 1, 0, 2, maximum, beams=2**maximum, alpha=alpha)
+    assert found.tokens == best
+    assert abs(found.score - best_score) <= 64 * np.spacing(abs(best_score) + maximum)  # a few sums of a few terms
+
+
+@given(seeds, st.integers(1, 6))
+def test_one_beam_is_greedy_until_its_end(seed, maximum):
+    """Without a penalty one beam that ends by its likeliest token is the greedy sequence."""
+    (greedy,) = spec.greedy_search(Table(seed), 1, 0, 2, maximum)
+    (found,) = spec.beam_search(Table(seed), 1, 0, 2, maximum, beams=1, alpha=0.0)
+    if found.tokens[: len(greedy)] != greedy:  # beam search may have stopped at a finished prefix that scores higher
+        assert greedy[: len(found.tokens)] == found.tokens
+
+
+@given(
+    st.data(),
+    sizes(1, 3),
+    sizes(1, 11),
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.sampled_from([0, 1, 3]),
+    st.sampled_from([0.3, 0.9, 1.0]),
+)
+def test_cut_distribution(data, B, V, temperature, top_k, top_p):
+    """Tokens outside the top k, or beyond the mass p, are never drawn; the likeliest always can be."""
+    logits = data.draw(arrays((B, V)))
+    generator = np.random.default_rng(0)
+    order = np.argsort(-logits, axis=-1, kind="stable")
+    for _ in range(5):
+        chosen = spec.next_tokens(logits, generator, temperature, top_k, top_p)
+        for b in range(B):
+            p = np.exp((logits[b] - logits[b].max()) / temperature)
+            kept = order[b][: top_k or V]
+            mass = np.cumsum(p[kept] / p[kept].sum())
+            # the first token at which the mass reaches p is the last allowed one; a rounding of the sum may move it by one
+            allowed = kept[: int((mass < top_p).sum()) + 2]
+            assert chosen[b] in allowed
+    assert (spec.next_tokens(logits, generator, 0.0) == logits.argmax(-1)).all()
+    assert (spec.next_tokens(logits, generator, 1.0, top_k=1) == order[:, 0]).all()
+
+
+def test_frequencies_are_the_probabilities():
+    logits, count = np.array([0.0, 1.0, 2.0, -1.0]), 40_000
+    drawn = spec.next_tokens(np.tile(logits, (count, 1)), np.random.default_rng(0), temperature=0.7)
+    p = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum()
+    share = np.bincount(drawn, minlength=4) / count
+    assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count)).all()  # five deviations of a binomial share
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature: expected a finite number of at least 0, got -1.0"),
+        ({"top_k": -1}, "top_k: expected at least 0, got -1"),
+        ({"top_p": 0.0}, "top_p: expected above 0 and at most 1, got 0.0"),
+    ],
+)
+def test_sampling_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        spec.next_token(np.zeros(3), np.random.default_rng(0), **options)
+
+
+def test_errors():
+    config = ModelConfig(vocabulary=3, width=4, heads=1, layers=1)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    generator = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="tokens: expected at least 1 token to go on from, got 0"):
+        spec.generate(parameters, config, np.zeros(0, np.int64), 3, generator)
+    with pytest.raises(ValueError, match="extrapolate: expected positions that are computed, got learned ones"):
+        spec.generate(parameters, config, np.zeros(1, np.int64), 3, generator, extrapolate=True)
+    with pytest.raises(ValueError, match="logits: expected finite numbers, got NaN or inf"):
+        spec.next_token(np.array([0.0, np.nan]), generator)
+    with pytest.raises(ValueError, match="kind: expected decoder or encoder_decoder to write text, got encoder"):
+        spec.CachedDecoder(parameters, ModelConfig(kind="encoder"))
+    with pytest.raises(ValueError, match="beams: expected at least 1, got 0"):
+        spec.beam_search(Table(0), 1, 0, 2, 3, beams=0)

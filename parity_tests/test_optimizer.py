@@ -1,0 +1,187 @@
+"""Optimizers: the update rules by parity; 100 steps of both twins inside an envelope measured by one ulp at the start."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parity_tests.bounds import bound_of
+from parity_tests.compare import assert_within
+from parity_tests.strategies import random_parameters, seeds, sizes
+from reference_numpy import optimizer as spec
+from reference_numpy.config import ModelConfig
+from reference_numpy.model import loss_and_gradients
+from reference_numpy.parameters import initialize
+from torch_impl import optimizer as twin
+from torch_impl.loss import cross_entropy
+from torch_impl.model import Transformer
+from torch_impl.parameters import parameters_as_numpy
+
+SHAPES = {"blocks.0.weight": (3, 5), "blocks.0.bias": (5,), "table.weight": (2, 3)}
+
+
+def twin_model(parameters):
+    """A module with these parameters, names with dots included."""
+    model = torch.nn.Module()
+    for name, value in parameters.items():
+        owner = model
+        for part in name.split(".")[:-1]:
+            if not hasattr(owner, part):
+                owner.add_module(part, torch.nn.Module())
+            owner = getattr(owner, part)
+        owner.register_parameter(name.split(".")[-1], torch.nn.Parameter(torch.tensor(value)))
+    return model
+
+
+def set_gradients(model, gradients):
+    for name, parameter in model.named_parameters():
+        parameter.grad = torch.tensor(gradients[name])
+
+
+@given(st.sampled_from([0.0, 0.1]), st.sampled_from([1, 2, 5]), seeds)
+def test_adamw(weight_decay, steps, seed):
+    parameters = random_parameters(SHAPES, seed)
+    gradients = [random_parameters(SHAPES, seed + 1 + i) for i in range(steps)]
+    options = {"beta1": 0.9, "beta2": 0.98, "epsilon": 1e-9, "weight_decay": weight_decay}
+    names = list(SHAPES)
+
+    def run(*values):
+        own = dict(zip(names, values[: len(names)], strict=True))
+        state = spec.adamw_initial(own)
+        for i in range(steps):
+            step_gradients = values[len(names) * (i + 1) : len(names) * (i + 2)]
+            own, state = spec.adamw_step(own, dict(zip(names, step_gradients, strict=True)), state, 1e-2, **options)
+        return {"parameters": own, "first": state.first, "second": state.second}
+
+    inputs = [*parameters.values(), *(g for step in gradients for g in step.values())]
+    truth, bound = bound_of(run, *inputs, format="float64")
+    model = twin_model(parameters)
+    optimizer = twin.adamw(model, 1e-2, **options)
+    for step in gradients:
+        set_gradients(model, step)
+        optimizer.step()
+    count, first, second = twin.export_state(model, optimizer)
+    assert count == steps
+    ours, theirs = run(*inputs), {"parameters": parameters_as_numpy(model), "first": first, "second": second}
+    for part in truth:
+        for name in names:
+            assert_within(ours[part][name], truth[part][name], bound[part][name], f"AdamW, spec {part} {name}")
+            assert_within(theirs[part][name], truth[part][name], 2 * bound[part][name], f"AdamW, twin {part} {name}")
+
+
+@given(sizes(1, 7), sizes(1, 7), seeds)
+def test_newton_schulz(rows, columns, seed):
+    g = np.random.default_rng(seed).standard_normal((rows, columns))
+    truth, bound = bound_of(spec.newton_schulz, g, format="float64")
+    assert_within(spec.newton_schulz(g), truth, bound, "Newton-Schulz, spec")
+    assert_within(twin.newton_schulz(torch.from_numpy(g)[None])[0].numpy(), truth, 2 * bound, "Newton-Schulz, twin")
+
+
+def test_newton_schulz_moves_singular_values_towards_one():
+    """The docstring's range, for matrices of many shapes; zero stays zero."""
+    generator = np.random.default_rng(0)
+    for shape in [(16, 16), (64, 16), (16, 64)]:
+        singular = np.linalg.svd(spec.newton_schulz(generator.standard_normal(shape)), compute_uv=False)
+        assert singular.max() < 1.25
+        assert np.median(singular) > 0.65
+    assert (spec.newton_schulz(np.zeros((3, 4))) == 0).all()
+
+
+@given(st.sampled_from([1e-3, 1.0, 1e3]), seeds)
+def test_clipping(maximum, seed):
+    gradients = random_parameters(SHAPES, seed)
+    before = {name: g.copy() for name, g in gradients.items()}
+    clipped, norm = spec.clip_gradients(gradients, maximum)
+    model = twin_model(gradients)
+    set_gradients(model, gradients)
+    twin_norm = twin.clip_gradients(model.parameters(), maximum)
+    everything = np.concatenate([g.ravel() for g in before.values()])
+    true_norm, norm_bound = bound_of(lambda g: np.sqrt((g * g).sum()), everything, format="float64", factor=2.0)
+    assert_within(norm, true_norm, norm_bound, "norm")
+    assert_within(twin_norm.item(), true_norm, norm_bound, "norm, twin")
+    for name, parameter in model.named_parameters():
+        assert (gradients[name] == before[name]).all(), "the spec changed its input"
+        scale = min(1.0, maximum / float(true_norm))
+        bound = np.abs(before[name]) * scale * (float(norm_bound / true_norm) + 4 * np.finfo(np.float64).eps)
+        assert_within(clipped[name], before[name] * np.longdouble(scale), bound, f"clipped {name}")
+        assert_within(parameter.grad.numpy(), before[name] * np.longdouble(scale), bound, f"clipped {name}, twin")
+
+
+STEPS = 100
+CONFIG = ModelConfig(vocabulary=11, context=6, width=12, layers=2, heads=3, dropout=0.2, initial_deviation=0.2)
+
+
+def run_spec(optimizer, parameters):
+    """Losses, and the parameters and state after every step."""
+    adamw = optimizer == "adamw"
+    state = spec.adamw_initial(parameters) if adamw else spec.muon_initial(parameters)
+    generator, dropout = np.random.default_rng(1), np.random.default_rng(2)
+    trajectory = []
+    for _ in range(STEPS):
+        tokens = generator.integers(0, 11, (5, 7))
+        loss, gradients = loss_and_gradients(parameters, CONFIG, tokens[:, :-1], tokens[:, 1:], generator=dropout)
+        if adamw:
+            parameters, state = spec.adamw_step(parameters, gradients, state, 1e-2, weight_decay=0.1)
+            moments = [state.first, state.second]
+        else:
+            parameters, state = spec.muon_step(parameters, gradients, state, 2e-2, 1e-2, weight_decay=0.1)
+            moments = [state.momentum, state.adamw.first, state.adamw.second]
+        trajectory.append([{"loss": loss}, parameters, *moments])
+    return trajectory
+
+
+def run_twin(optimizer, parameters):
+    model = Transformer(CONFIG).double()
+    model.load_parameters(parameters)
+    hidden = twin.hidden_matrices(model) if optimizer == "muon" else {}
+    muon = twin.Muon(hidden.values(), 2e-2, weight_decay=0.1) if hidden else None
+    rest = torch.nn.Module()
+    rest.named_parameters = lambda: [(n, p) for n, p in model.named_parameters() if n not in hidden]
+    rest.parameters = lambda: (p for _, p in rest.named_parameters())
+    adamw = twin.adamw(rest, 1e-2, weight_decay=0.1)
+    generator, dropout = np.random.default_rng(1), np.random.default_rng(2)
+    trajectory = []
+    for _ in range(STEPS):
+        tokens = torch.from_numpy(generator.integers(0, 11, (5, 7)))
+        model.zero_grad()
+        loss = cross_entropy(model(tokens[:, :-1], generator=dropout), tokens[:, 1:])
+        loss.backward()
+        adamw.step()
+        if muon is not None:
+            muon.step()
+        _, first, second = twin.export_state(rest, adamw)
+        momentum = [{n: muon.state[p]["momentum"].numpy().copy() for n, p in hidden.items()}] if muon else []
+        trajectory.append([{"loss": loss.detach().numpy()}, parameters_as_numpy(model), *momentum, first, second])
+    return trajectory
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_trajectories(optimizer):
+    """Every parameter and moment after each of 100 steps, dropout on: the twins differ no more than the spec differs from
+    itself when every initial parameter moves by one ulp, up or down; the envelope is the largest of 8 such starts per step
+    and tensor, since single elements of a perturbation cross zero. A step rounds far more often than once, hence the factor:
+    the square root of the number of roundings along the longest path through one step (about 30 operations of up to D
+    terms), sqrt(30 * 12)."""
+    factor = float(np.sqrt(30 * CONFIG.width))
+    start = initialize(CONFIG, np.random.default_rng(0), np.float64)
+    reference, other = run_spec(optimizer, start), run_twin(optimizer, start)
+    generator = np.random.default_rng(3)
+    envelopes = [run_spec(optimizer, perturbed(start, generator)) for _ in range(8)]
+    worst = 0.0
+    for step in range(STEPS):
+        for part, values in enumerate(reference[step]):
+            for name, value in values.items():
+                spread = max(np.abs(run[step][part][name] - value).max() for run in envelopes)
+                floor = np.spacing(np.abs(value).max())
+                difference = np.abs(other[step][part][name] - value).max()
+                assert difference <= factor * (spread + floor), (step, name, difference, spread)
+                worst = max(worst, difference / (spread + floor))
+    assert worst > 0, "the twins are bit-equal over 100 steps: is it the same code?"
+
+
+def perturbed(parameters, generator):
+    return {
+        name: np.nextafter(value, np.where(generator.random(value.shape) < 0.5, -np.inf, np.inf))
+        for name, value in parameters.items()
+    }

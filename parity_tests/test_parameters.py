@@ -1,0 +1,96 @@
+"""Parameters and config: flat names, initial values, loading; the combinations that are refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from parity_tests.strategies import configs, seeds
+from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import initialize, parameter_count, parameter_shapes, prefixed, scope
+from torch_impl.model import Transformer
+from torch_impl.parameters import gradients_as_numpy, parameters_as_numpy
+
+
+@given(configs(), seeds)
+def test_names_shapes_and_round_trip(config, seed):
+    parameters = initialize(config, np.random.default_rng(seed))
+    assert {name: value.shape for name, value in parameters.items()} == parameter_shapes(config)
+    module = Transformer(config)
+    module.load_parameters(parameters)
+    assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == parameter_shapes(config)
+    back = parameters_as_numpy(module)
+    assert all((back[name] == value).all() and back[name].dtype == value.dtype for name, value in parameters.items())
+    assert sum(p.numel() for p in module.parameters()) == parameter_count(config)
+
+
+@given(configs(), seeds)
+def test_every_precision_starts_from_the_same_model(config, seed):
+    double, single = (initialize(config, np.random.default_rng(seed), dtype) for dtype in (np.float64, np.float32))
+    for name, value in double.items():
+        assert (single[name] == value.astype(np.float32)).all()
+
+
+def test_initial_deviations():
+    config = ModelConfig(width=256, layers=8, vocabulary=512, scale_embedding=True)
+    parameters = initialize(config, np.random.default_rng(0), np.float64)
+    expected = {
+        "token_embedding.weight": 256**-0.5,
+        "blocks.0.attention.query.weight": 0.02,
+        "blocks.7.attention.output.weight": 0.02 / 4,  # 2 sub-layers in each of 8 blocks: 1 / sqrt(16)
+        "blocks.3.feed_forward.down.weight": 0.02 / 4,
+    }
+    for name, deviation in expected.items():
+        value = parameters[name]
+        # the sample deviation of n normal numbers has a relative deviation of 1 / sqrt(2 n); five of these
+        assert abs(value.std() / deviation - 1) <= 5 / np.sqrt(2 * value.size)
+    zeroed = initialize(ModelConfig(zero_projections=True), np.random.default_rng(0))
+    assert (zeroed["blocks.0.attention.output.weight"] == 0).all()
+    assert (zeroed["blocks.0.feed_forward.down.weight"] == 0).all()
+
+
+def test_scope_and_prefixed_are_inverse():
+    shapes = parameter_shapes(ModelConfig())
+    inside = scope(shapes, "blocks.0.attention")
+    assert set(inside) == {f"{n}.{p}" for n in ("query", "key", "value", "output") for p in ("weight", "bias")}
+    assert prefixed("blocks.0.attention", inside).items() <= shapes.items()
+
+
+def test_loading_errors():
+    config = ModelConfig(layers=1)
+    parameters = initialize(config, np.random.default_rng(0))
+    module = Transformer(config)
+    name = "blocks.0.attention.query.weight"
+    with pytest.raises(ValueError, match=rf"{name}: expected shape \(128, 128\), got \(2, 2\)"):
+        module.load_parameters(parameters | {name: np.zeros((2, 2))})
+    with pytest.raises(ValueError, match="got other in only one of the two"):
+        module.load_parameters(parameters | {"other": np.zeros(2)})
+    with pytest.raises(ValueError, match=f"got {name} in only one of the two"):
+        module.load_parameters({n: v for n, v in parameters.items() if n != name})
+
+
+def test_a_parameter_without_gradient_has_gradient_zero():
+    module = torch.nn.Linear(2, 3)
+    assert all((g == 0).all() for g in gradients_as_numpy(module).values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"width": 10, "heads": 4}, "heads: expected a divisor of the width 10, got 4"),
+        ({"heads": 4, "key_value_heads": 3}, "key_value_heads: expected a divisor of the heads 4, got 3"),
+        ({"layers": 0}, "layers: expected at least 1, got 0"),
+        ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
+        ({"window": 0}, "window: expected at least 1 token, got 0"),
+        ({"softcap": 0.0}, "softcap: expected above 0, got 0.0"),
+        ({"width": 6, "heads": 2, "position": "rotary"}, "heads: expected an even head width for rotary positions, got 2"),
+        (
+            {"attention": "linear", "position": "alibi"},
+            "position: expected none, sinusoidal or learned for linear attention",
+        ),
+        ({"attention": "linear", "window": 3}, "window: expected none for linear attention, got 3"),
+    ],
+)
+def test_config_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**options)

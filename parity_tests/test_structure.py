@@ -1,0 +1,65 @@
+"""The house: every room of the spec has its twin and its test, and imports point one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = {"config"}  # both twins read the spec's: there is one description of a model
+MAY_IMPORT = {  # of our own packages
+    "reference_numpy": {"reference_numpy"},
+    "torch_impl": {"reference_numpy", "torch_impl"},
+    "train": {"reference_numpy", "torch_impl", "train", "parity_tests"},  # of the proof, the instruments only: see below
+}
+INSTRUMENTS = {"parity_tests.bounds", "parity_tests.compare"}
+SPEC_MAY_IMPORT = {"numpy", "math", "typing", "collections", "dataclasses"}  # nothing of weight besides NumPy
+
+
+def rooms(package):
+    return {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"}
+
+
+def imports(path):
+    """Full names of all modules that the file imports, at any depth of the code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_room_has_a_twin():
+    assert rooms("reference_numpy") - SHARED == rooms("torch_impl")
+
+
+def test_every_room_has_a_test():
+    tests = {path.stem.removeprefix("test_") for path in (ROOT / "parity_tests").glob("test_*.py")}
+    assert rooms("torch_impl") <= tests
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way(package):
+    ours = {"reference_numpy", "torch_impl", "train", "parity_tests", "blog"}
+    for path in (ROOT / package).rglob("*.py"):
+        if "tests" in path.relative_to(ROOT).parts:
+            continue
+        for name in imports(path):
+            first = name.split(".")[0]
+            assert first not in ours or first in MAY_IMPORT[package], f"{path.name} imports {name}"
+            if first == "parity_tests" and name != first:
+                assert any(name.startswith(i) for i in INSTRUMENTS), f"{path.name} imports {name}, not an instrument"
+
+
+def test_the_spec_is_numpy_alone():
+    for path in (ROOT / "reference_numpy").glob("*.py"):
+        for name in imports(path):
+            assert name.split(".")[0] in SPEC_MAY_IMPORT | {"reference_numpy"}, f"{path.name} imports {name}"
+
+
+def test_the_instruments_look_at_the_twins_only():
+    for name in INSTRUMENTS:
+        for imported in imports(ROOT / (name.replace(".", "/") + ".py")):
+            assert imported.split(".")[0] not in {"train", "blog"}, f"{name} imports {imported}"
