@@ -74,13 +74,13 @@ def play_from_markdown(markdown: str) -> str:
     markdown = INLINE_SPEAKER.sub(r"\n\n**\1**\n", markdown)
     markdown = DIRECTION.sub("", GAP.sub("", SUPPLIED.sub(_supplied, markdown)))
     markdown = re.sub(r"(?<=\n)(?=\*\*)", "\n", markdown)  # every speaker opens a paragraph
-    title = markdown.split("\n", 1)[0].strip("# ")
+    title = markdown.split("\n", 1)[0].removeprefix("# ")  # it returns as a running head
 
     speeches: list[list[str]] = []
     after = "heading"  # what stands before the paragraph: a heading, the heading of a scene, a speech
     for paragraph in re.split(r"\n\s*\n", markdown.strip()):
         speaker = SPEAKER.match(paragraph)
-        if HEADING.match(paragraph) or paragraph.strip().lower() == title.lower():
+        if HEADING.match(paragraph) or paragraph.strip() == title.upper():
             after = "scene" if "SCENE" in paragraph else "heading"
             lines = _lines(paragraph.partition("\n")[2]) if paragraph.startswith("EPILOGUE") else []
             speeches += [lines] if lines else []

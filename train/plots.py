@@ -33,8 +33,9 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "figure.facecolor": "white",
-    "savefig.dpi": 150,
 }
+DOTS_PER_INCH = 150
+MOST_PIXELS = 5000  # a side of a picture; many layers of many heads get fewer dots per inch
 MOST_TOKENS = 64  # rows or columns of one map; beyond it the labels cannot be read
 
 
@@ -46,12 +47,15 @@ def plot_loss(
 ) -> None:
     """Training and validation loss against steps, in nats per character.
 
-    `log_records` are the lines of log.jsonl: "step" with "train_loss" or "validation_loss" or both; records without are
-    passed over. The training loss is drawn as it is, light, and smoothed. `references` are named horizontal lines.
+    `log_records` are the lines of log.jsonl: "step" with "train_loss" or "validation_loss"; records without either are
+    passed over. The training loss is drawn as it is, light, and smoothed. A validation loss with "exact" false is an
+    estimate, and is drawn and named as one. `references` are named horizontal lines.
     Raises ValueError if there is no finite loss at all.
     """
-    training, validation = _series(log_records, "train_loss"), _series(log_records, "validation_loss")
-    if not np.isfinite(training[:, 1]).any() and not np.isfinite(validation[:, 1]).any():
+    training = _series(log_records, "train_loss")
+    estimates = _series([record for record in log_records if not record.get("exact", True)], "validation_loss")
+    exact = _series([record for record in log_records if record.get("exact", True)], "validation_loss")
+    if not any(np.isfinite(series[:, 1]).any() for series in (training, estimates, exact)):
         raise ValueError("log_records: expected at least one finite train_loss or validation_loss, got none")
     with _style():
         figure = _figure(7.5, 4.5)
@@ -59,12 +63,13 @@ def plot_loss(
         if len(training):
             axes.plot(training[:, 0], training[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
             axes.plot(training[:, 0], _smoothed(training[:, 1]), color=BLUE, label="training batches, smoothed")
-        if len(validation):
-            axes.plot(
-                validation[:, 0], validation[:, 1], color=VERMILION, marker="o", markersize=3.5, label="validation, exact"
-            )
-            _annotate_last(axes, validation)
-        for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, ORANGE) * 9, strict=False):
+        if len(estimates):
+            axes.plot(*estimates.T, color=ORANGE, marker="o", markersize=3.5, label="validation, estimate")
+        if len(exact):
+            axes.plot(*exact.T, color=VERMILION, marker="D", markersize=4.5, label="validation, exact")
+        if len(exact) or len(estimates):
+            _annotate_last(axes, exact if len(exact) else estimates)
+        for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, "black") * 9, strict=False):
             axes.axhline(value, color=color, linestyle="--", linewidth=1.2, label=f"{name}: {value:.3f}")
         axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
         axes.margins(x=0.02)
@@ -98,9 +103,10 @@ def plot_attention(
 
 
 def _attention_figure(arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str) -> "Figure":
-    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
 
-    colors = colormaps["viridis_r"].with_extremes(bad="white")
+    # The faintest weight is tinted, so that it differs from what is masked and stays white.
+    colors = LinearSegmentedColormap.from_list("attention", ["#e6f0f7", BLUE, "#001a33"]).with_extremes(bad="white")
     heads = max(len(array) for array in arrays.values())
     # A label needs about 0.09 inches; a map is never smaller than what can be looked at.
     width, height = max(2.4, 0.09 * len(columns)), max(2.4, 0.09 * len(rows))
@@ -124,7 +130,7 @@ def _attention_figure(arrays: Mapping[str, np.ndarray], rows: list[str], columns
     figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)
     figure.suptitle(title)
     figure.supxlabel("attended to", fontsize=10)
-    figure.supylabel("from", fontsize=10)
+    figure.supylabel("attending", fontsize=10)
     return figure
 
 
@@ -183,7 +189,8 @@ def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png")
+            dots = min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))
+            figure.savefig(file, format="png", dpi=dots)
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C too
         os.unlink(temporary)
