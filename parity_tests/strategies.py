@@ -76,7 +76,7 @@ def attention_masks(draw: st.DrawFn, B: int, H: int, T: int, S: int) -> np.ndarr
 
 
 @st.composite
-def configs(draw: st.DrawFn, **fixed: Any) -> ModelConfig:
+def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
     """Any valid combination of all options of ModelConfig, at a small size; `fixed` overrides."""
     heads = draw(st.sampled_from([1, 2, 4]))
     attention = fixed.get("attention") or draw(st.sampled_from(["softmax", "softmax", "softmax", "linear"]))

@@ -185,11 +185,14 @@ class CheckConfig:
     """Preset whose model is compared when no run is given."""
     batch: int = 2
     """Sequences in the batch that is compared."""
+    length: int = 16
+    """Tokens per sequence, at most the model's context; the truth is slow to compute."""
     seed: int = 0
     """Seed of the batch and of fresh parameters (non-negative integer)."""
 
     def __post_init__(self) -> None:
-        _require(self.batch >= 1, "batch", "at least 1", self.batch)
+        for name in ("batch", "length"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
