@@ -35,8 +35,8 @@ class CachedDecoder:
     """The spec as a Decoder: each call computes the new tokens only, with keys and values of the earlier ones at hand.
 
     With `cached=False` everything is computed again at every call; both give the same logits to rounding. `source` (B, S)
-    and `source_padding` belong to an encoder-decoder. `extrapolate` lets positions that are computed (all but learned ones) run
-    on beyond the context.
+    and `source_padding` belong to an encoder-decoder. `extrapolate` lets positions that are computed (all
+    but learned ones) run on beyond the context.
     """
 
     def __init__(

@@ -193,7 +193,7 @@ class TorchBackend:
         from torch_impl.loss import cross_entropy
 
         tokens, targets = self._tensors(batch)
-        with torch.inference_mode(), self._autocast():
+        with torch.no_grad(), self._autocast():
             logits = self._model(tokens)
         if self._device.type == "mps":  # it has no float64
             logits, targets = logits.cpu(), targets.cpu()
@@ -207,7 +207,7 @@ class TorchBackend:
     def attention(self, tokens: np.ndarray) -> Arrays:
         import torch
 
-        with torch.inference_mode():
+        with torch.no_grad():
             weights = self._model.attention_weights(torch.as_tensor(tokens[None], device=self._device))
         return {name: weight[0].float().cpu().numpy() for name, weight in weights.items()}
 
