@@ -21,6 +21,7 @@ import tyro
 from train.configuration import (
     AttentionConfig,
     CheckConfig,
+    ComplexityConfig,
     GenerateConfig,
     TrainConfig,
     preset,
@@ -30,13 +31,16 @@ from train.configuration import (
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
 )
-Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig
+Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig | ComplexityConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
     try:
         return run(parse(sys.argv[1:] if arguments is None else list(arguments)))
+    except BrokenPipeError:  # the reader of our output has seen enough, as in `twinformer check | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -54,6 +58,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[GenerateConfig, subcommand("generate")]
         | Annotated[AttentionConfig, subcommand("attention")]
         | Annotated[CheckConfig, subcommand("check")]
+        | Annotated[ComplexityConfig, subcommand("complexity")]
     )
     with _parse_errors_as_value_errors():
         return tyro.cli(
@@ -72,6 +77,8 @@ def run(command: Command) -> int:
             return _attention(command)
         case CheckConfig():
             return _check(command)
+        case ComplexityConfig():
+            return _complexity(command)
 
 
 def _train(config: TrainConfig) -> int:
@@ -102,6 +109,13 @@ def _check(config: CheckConfig) -> int:
     from train.check import check
 
     return check(config)
+
+
+def _complexity(config: ComplexityConfig) -> int:
+    from train.complexity import complexity
+
+    print(complexity(config))
+    return 0
 
 
 def _starting_point(arguments: list[str]) -> TrainConfig:

@@ -196,6 +196,32 @@ class CheckConfig:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
+@dataclass(frozen=True)
+class ComplexityConfig:
+    """Measure time and peak memory of plain, tiled and linear attention in the spec against the length."""
+
+    output: str = "runs/complexity"
+    """Folder for complexity.json and complexity.png."""
+    longest: int = 16384
+    """Longest sequence (tokens); lengths are the powers of 2 from 256 to it."""
+    longest_plain: int = 8192
+    """Longest sequence for plain attention (tokens), whose memory grows with the square."""
+    heads: int = 4
+    """Attention heads."""
+    head_width: int = 32
+    """Numbers per token in one head."""
+    repeats: int = 3
+    """Timed runs per form and length; the median is reported."""
+    seed: int = 0
+    """Seed of the random inputs (non-negative integer)."""
+
+    def __post_init__(self) -> None:
+        _require(self.longest >= 256, "longest", "at least 256 tokens", self.longest)
+        for name in ("longest_plain", "heads", "head_width", "repeats"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
 def preset(name: str) -> TrainConfig:
     """The options of a preset from presets.toml.
 

@@ -102,6 +102,29 @@ def plot_attention(
         _save(_attention_figure(shown, rows, columns, title), path)
 
 
+def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, float], path: str | os.PathLike[str]) -> None:
+    """Time and peak memory against the length on log axes, a line per "form" of attention, with the fitted exponents.
+
+    `records` hold "form", "T", "seconds" and "bytes"; `slopes` is keyed by "FORM seconds" and "FORM bytes".
+    """
+    forms = list(dict.fromkeys(record["form"] for record in records))
+    panels = (("seconds", 1e3, "time, forward and backward (ms)"), ("bytes", 2**-20, "peak memory (MiB)"))
+    with _style():
+        figure = _figure(9, 4)
+        for axes, (figure_name, unit, label_text) in zip(figure.subplots(1, 2), panels, strict=True):
+            for form, color, marker in zip(forms, (VERMILION, BLUE, GREEN), "so^", strict=True):
+                points = np.array([(r["T"], r[figure_name] * unit) for r in records if r["form"] == form])
+                exponent = slopes[f"{form} {figure_name}"]
+                text = f"{form}, fitted $T^{{{exponent:.2f}}}$"
+                axes.plot(*points.T, color=color, marker=marker, markersize=4.5, label=text)
+            axes.set(xscale="log", yscale="log", xlabel="length T (tokens)", ylabel=label_text)
+            lengths = sorted({record["T"] for record in records})[::2]
+            axes.set_xticks(lengths, labels=[str(T) for T in lengths])
+            axes.minorticks_off()
+            axes.legend(loc="upper left")
+        _save(figure, path)
+
+
 def _attention_figure(arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str) -> "Figure":
     from matplotlib.colors import LinearSegmentedColormap
 

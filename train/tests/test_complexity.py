@@ -1,0 +1,38 @@
+"""The complexity command, at a tiny size: it never rots. Its figures are not asserted; its memory claims are."""
+
+import json
+
+import numpy as np
+
+from train import complexity
+from train.cli import main
+from train.configuration import ComplexityConfig
+
+
+def test_command(tmp_path, capsys):
+    arguments = ["--longest", "512", "--longest-plain", "256", "--heads", "1", "--head-width", "2", "--repeats", "1"]
+    assert main(["complexity", "--output", str(tmp_path), *arguments]) == 0
+    assert "fitted: plain seconds" in capsys.readouterr().out
+    result = json.loads((tmp_path / "complexity.json").read_text())
+    assert [(r["form"], r["T"]) for r in result["records"] if r["form"] == "plain"] == [("plain", 256)]
+    assert (tmp_path / "complexity.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory_of_tiled_attention_is_linear():
+    """Twice the length, at most twice the memory of tiled and linear attention; the (T, T) weights of plain: four times.
+
+    The exact sizes: tiled holds a fixed number of arrays of T numbers per head and channel and one tile; plain at least one
+    (T, T) array."""
+    config = ComplexityConfig(heads=2, head_width=8, repeats=1)
+    records = [r for T in (512, 1024, 2048) for r in complexity.measure(list(complexity.FORMS), T, config)]
+    peak = {(r["form"], r["T"]): r["bytes"] for r in records}
+    for form in ("tiled", "linear"):
+        growth = [peak[form, 1024] - peak[form, 512], peak[form, 2048] - peak[form, 1024]]
+        assert growth[1] <= 2.1 * growth[0], "twice the step in T, about twice the step in bytes: no quadratic part"
+        assert peak[form, 2048] < 2 * 2048 * 2048 * 4, "less than one (H, T, T) array of float32"
+    assert peak["plain", 2048] > 2 * 2048 * 2048 * 4
+
+
+def test_slope():
+    records = [{"form": "x", "T": T, "seconds": 3e-9 * T**2} for T in (256, 512, 1024, 2048, 4096)]
+    assert abs(complexity.slope(records, "x", "seconds") - 2) <= 100 * np.finfo(np.float64).eps  # a few sums of a few terms
