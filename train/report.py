@@ -45,10 +45,12 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
 
 
 def _draw_attention(trainer: Trainer) -> None:
-    """Every head of every layer on the first characters of the validation split, which no step has seen."""
+    """Every head of every layer on a line of the validation split, which no step has seen."""
+    text = trainer.text.vocabulary.decode(trainer.text.split.validation)
+    line = text.find("\n") + 1  # the split begins anywhere, the first whole line behind a line end; 0 where there is none
     length = min(ATTENTION_CHARACTERS, trainer.config.model.context)
-    text = trainer.text.vocabulary.decode(trainer.text.split.validation[:length])
-    draw(trainer.twin, trainer.text.vocabulary, text, trainer.folder / run_folder.ATTENTION)
+    shown = text[line : line + length] or text[:length]
+    draw(trainer.twin, trainer.text.vocabulary, shown, trainer.folder / run_folder.ATTENTION)
 
 
 def _summary(outcome: Outcome, sample: str) -> str:
