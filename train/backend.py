@@ -87,12 +87,12 @@ class NumpyBackend:
         options, count = self._options, _count(batches)
         loss: Any = 0.0
         gradients: Arrays | None = None
-        for tokens, targets in batches:
+        for batch in batches:
             part, new = loss_and_gradients(
                 self._parameters,
                 self._model,
-                tokens,
-                targets,
+                batch.tokens,
+                batch.targets,
                 label_smoothing=options.label_smoothing,
                 count=count,
                 generator=self._dropout,
@@ -238,7 +238,8 @@ class TorchBackend:
     def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        tokens, targets = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in batch)
+        parts = (batch.tokens, batch.targets)
+        tokens, targets = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in parts)
         return tokens.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
