@@ -57,7 +57,7 @@ def test_parity(config, B, T, S, smoothing, seed):
         logits = torch.func.functional_call(module, own, (torch.from_numpy(tokens),), options)
         return cross_entropy(logits, torch.from_numpy(targets), smoothing)
 
-    check_operation(f"model, {config.kind}", forward, backward, run_twin, parameters, seed=seed)
+    check_operation(f"model, {config.kind}", forward, backward, run_twin, parameters, seed=seed, either_attention=True)
 
 
 @given(configs(kind="decoder", dropout=0.0), sizes(1, 3), st.integers(1, 7), st.data())

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,3 +87,11 @@ def test_alibi_slopes_of_the_paper():
     assert spec.alibi_slopes(8, F64).tolist() == [2.0**-h for h in range(1, 9)]
     twelve = spec.alibi_slopes(12, F64).tolist()  # 8 heads' slopes, then every other of 16 heads'
     assert twelve == [2.0**-h for h in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
+
+
+@pytest.mark.parametrize("make", [twin.sinusoidal_table, twin.rotary_tables], ids=["sinusoidal", "rotary"])
+def test_a_table_first_used_while_generating_serves_training(make):
+    """The twin keeps its tables; one made in inference mode could not be saved for a backward pass."""
+    with torch.inference_mode():
+        table = make(3, 17, 8, torch.float64, torch.device("cpu"))
+    assert not any(part.is_inference() for part in (table if isinstance(table, tuple) else [table]))

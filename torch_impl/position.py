@@ -12,16 +12,14 @@ from reference_numpy import position as spec
 @lru_cache(maxsize=64)
 def sinusoidal_table(start: int, stop: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(stop - start, D): the rows for positions start to stop - 1."""
-    table = spec.sinusoidal_table(np.arange(start, stop), width, np.dtype(np.float64))
-    return torch.from_numpy(table).to(dtype).to(device)  # rounded before it moves: not every device has float64
+    return _constant(spec.sinusoidal_table(np.arange(start, stop), width, np.dtype(np.float64)), dtype, device)
 
 
 @lru_cache(maxsize=64)
 def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, (stop - start, K/2) each, for positions start to stop - 1."""
     tables = spec.rotary_tables(np.arange(start, stop), head_width, np.dtype(np.float64))
-    cosine, sine = (torch.from_numpy(table).to(dtype).to(device) for table in tables)
-    return cosine, sine
+    return _constant(tables.cosine, dtype, device), _constant(tables.sine, dtype, device)
 
 
 def rotary(x: Tensor, start: int = 0) -> Tensor:
@@ -34,10 +32,15 @@ def rotary(x: Tensor, start: int = 0) -> Tensor:
 @lru_cache(maxsize=64)
 def alibi_slopes(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(H,): how fast each head forgets with distance."""
-    return torch.from_numpy(spec.alibi_slopes(heads, np.dtype(np.float64))).to(dtype).to(device)
+    return _constant(spec.alibi_slopes(heads, np.dtype(np.float64)), dtype, device)
 
 
 def alibi_bias(slopes: Tensor, T: int, S: int) -> Tensor:
     """(H, T, S): -slope |t - s|, added to the scores; queries and keys are aligned at the end."""
     rows, columns = torch.arange(S - T, S, device=slopes.device), torch.arange(S, device=slopes.device)
     return -slopes[:, None, None] * (rows[:, None] - columns).abs().to(slopes.dtype)
+
+
+@torch.inference_mode(False)  # a table first used while generating must serve training as well
+def _constant(table: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.from_numpy(table).to(dtype).to(device)  # rounded before it moves: not every device has float64

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, bound_of
+from parity_tests.compare import bound_of_either
 from reference_numpy.config import ModelConfig
 from reference_numpy.model import loss_and_gradients
 from reference_numpy.parameters import Parameters, initialize
@@ -68,8 +69,9 @@ def compare(parameters: Parameters, model: ModelConfig, batch: Batch) -> list[Ro
         return {"loss": loss} | {name: gradients[name] for name in names}
 
     truth, bound = bound_of(spec, *parameters.values(), format="float64")
+    _, twin_bound = bound_of_either(spec, *parameters.values(), factor=TWIN_FACTOR)
     ours, theirs = spec(*parameters.values()), _twin(parameters, model, batch)
-    rows = [_row(name, truth[name], bound[name], ours[name], theirs[name]) for name in truth]
+    rows = [_row(name, truth[name], (bound[name], twin_bound[name]), ours[name], theirs[name]) for name in truth]
     return sorted(rows, key=lambda row: row.ratio)
 
 
@@ -88,9 +90,9 @@ def _twin(parameters: Parameters, model: ModelConfig, batch: Batch) -> dict[str,
     return {"loss": loss.detach().numpy()} | gradients_as_numpy(twin)
 
 
-def _row(name: str, truth: np.ndarray, bound: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> Row:
+def _row(name: str, truth: np.ndarray, bounds: tuple[np.ndarray, np.ndarray], ours: np.ndarray, theirs: np.ndarray) -> Row:
     errors = [np.abs(np.asarray(found).astype(np.longdouble) - truth) for found in (ours, theirs)]
-    ratios = [_ratio(error, factor * bound) for error, factor in zip(errors, (1.0, TWIN_FACTOR), strict=True)]
+    ratios = [_ratio(error, bound) for error, bound in zip(errors, bounds, strict=True)]
     worse = max(ratios, key=lambda ratio: float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0)))
     place = np.unravel_index(int(np.nan_to_num(worse, nan=np.inf).argmax()), worse.shape)
     norm, index = float(np.sqrt((truth * truth).sum())), tuple(int(i) for i in place)

@@ -1,0 +1,69 @@
+"""`assert_parity` accepts what is right and rejects what is wrong, for torch functions and for NumPy pairs."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from parity_tests import assert_parity
+from parity_tests.parity import OPERATIONS
+from reference_numpy.softmax import softmax_backward, softmax_forward
+
+RIGHT = {
+    "linear": F.linear,
+    "embedding": F.embedding,
+    "softmax": lambda x: torch.softmax(x, -1),
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu_squared": lambda x: F.relu(x).square(),
+    "silu": F.silu,
+    "layer_norm": lambda x, weight, bias: F.layer_norm(x, (x.shape[-1],), weight, bias),
+    "rms_norm": lambda x, weight: F.rms_norm(x, (x.shape[-1],), weight, 1e-5),
+    "dropout": lambda x, rate, keep: x * keep / (1 - rate),
+    "attention": F.scaled_dot_product_attention,
+    "causal_attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    "cross_entropy": lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1),
+}
+
+
+@pytest.mark.parametrize("operation", RIGHT)
+def test_torch_functions_pass(operation):
+    assert 0 <= assert_parity(RIGHT[operation], operation) <= 1
+
+
+def test_every_operation_has_an_example():
+    assert set(OPERATIONS) - set(RIGHT) == {"rotary"}  # torch has no rotation of its own
+
+
+@pytest.mark.parametrize(
+    ("wrong", "operation"),
+    [
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=1.0), "attention"),
+        (lambda q, k, v: F.scaled_dot_product_attention(q, k, v), "causal_attention"),
+        (lambda x: F.gelu(x, approximate="tanh"), "gelu"),
+        (lambda x, weight, bias: F.layer_norm(x, (x.shape[-1],), weight, bias, eps=1e-6), "layer_norm"),
+        (lambda x: torch.softmax(x, -2), "softmax"),
+    ],
+)
+def test_classic_mistakes_are_rejected(wrong, operation):
+    with pytest.raises(AssertionError, match=f"yours, {operation}, float64, twin"):
+        assert_parity(wrong, operation)
+
+
+def test_a_pair_of_numpy_functions():
+    assert assert_parity((softmax_forward, softmax_backward), "softmax", np.array([[1.0, 2.0, -3.0]])) <= 1
+    with pytest.raises(AssertionError, match="d_x"):
+        assert_parity((softmax_forward, lambda d_p, p: p * d_p), "softmax")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no such thing",), "operation: expected one of linear, embedding, .* got 'no such thing'"),
+        (("softmax", np.eye(2), np.eye(2)), r"arguments: expected at most 1 \(x\), got 2"),
+    ],
+)
+def test_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        assert_parity(torch.softmax, *arguments)

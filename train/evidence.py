@@ -1,0 +1,93 @@
+"""The generated parts of README.md, from the runs in train/logs: `python -m train.evidence` writes them anew.
+
+A test compares the file with what this module would write, so that no figure in it can go stale.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from reference_numpy.parameters import parameter_count
+from train.checkpoint import write_atomically
+from train.configuration import read_run_config
+
+LOGS = Path(__file__).parent / "logs"
+README = Path(__file__).parent.parent / "README.md"
+RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-numpy")
+SAMPLE_LINES = 22
+
+
+def main() -> None:
+    """Write README.md with its generated parts renewed."""
+    write_atomically(README, renewed(README.read_text(encoding="utf-8")).encode())
+
+
+def renewed(readme: str) -> str:
+    """The text with its generated parts as the runs in train/logs have them. Raises ValueError for a missing mark."""
+    for mark, content in (("default run", default_run()), ("evidence", evidence())):
+        parts = re.split(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end -->)", readme, flags=re.S)
+        if len(parts) != 2:
+            raise ValueError(f"README.md: expected one part marked {mark!r}, got {len(parts) - 1}")
+        readme = content.join(parts)
+    return readme
+
+
+def default_run() -> str:
+    """Figures, curve, attention and the beginning of the sample of train/logs/default."""
+    figures = run_figures("default")
+    sample = (LOGS / "default" / "sample.txt").read_text(encoding="utf-8").strip("\n").splitlines()[:SAMPLE_LINES]
+    return "\n".join(
+        [
+            f"`make train` on {figures['cores']} CPU cores, {figures['seconds']:.0f} s of training: "
+            f"{figures['steps']:,} steps, {figures['parameters']:,} parameters, exact validation loss "
+            f"**{figures['loss']:.4f} nats per character** ({figures['bits']:.4f} bits).",
+            "",
+            '<img src="train/logs/default/loss.png" width="49%" alt="loss against steps">',
+            '<img src="train/logs/default/attention.png" width="49%" alt="attention of every head">',
+            "",
+            "How its sample begins:",
+            "",
+            *(f"    {line}".rstrip() for line in sample),
+            "",
+            "",
+        ]
+    )
+
+
+def evidence() -> str:
+    """The table of the runs on tinyshakespeare in nanoGPT's CPU shape."""
+    lines = [
+        "| run on `tinyshakespeare` | steps | parameters | exact loss, nats/char | bits/char | training, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in RUNS:
+        figures = run_figures(name)
+        lines.append(
+            f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | {figures['loss']:.4f} | "
+            f"{figures['bits']:.4f} | {figures['seconds']:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def run_figures(name: str) -> dict[str, Any]:
+    """What a committed run says of itself: its exact loss is the last record of its log."""
+    config = json.loads((LOGS / name / "config.json").read_text(encoding="utf-8"))
+    records = [json.loads(line) for line in (LOGS / name / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [record for record in records if record.get("exact")][-1]
+    loss = last["validation_loss"]
+    return {
+        "loss": loss,
+        "bits": loss / math.log(2),
+        "steps": last["step"],
+        "seconds": last["training_seconds"],
+        "parameters": parameter_count(read_run_config(LOGS / name).model),
+        "cores": config["environment"]["cores"],
+    }
+
+
+if __name__ == "__main__":
+    main()

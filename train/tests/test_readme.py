@@ -1,0 +1,28 @@
+"""README.md: its figures are those of the committed runs, its links lead somewhere, its commands exist."""
+
+import re
+
+from train.evidence import README, renewed
+
+TEXT = README.read_text(encoding="utf-8")
+
+
+def test_figures_are_those_of_the_committed_runs():
+    assert renewed(TEXT) == TEXT, "run `python -m train.evidence`"
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#:]+)\)", TEXT) + re.findall(r'src="([^"]+)"', TEXT)
+    assert targets
+    for target in targets:
+        assert (README.parent / target).exists(), target
+
+
+def test_commands_exist():
+    from train.cli import parse
+
+    for words in re.findall(r"`twinformer (\w+)", TEXT):
+        assert words in ("train", "generate", "attention", "check", "complexity"), words
+    assert parse(["generate", "--run", "runs/default-1", "--prompt", "ROMEO:", "--temperature", "0.8", "--top-k", "20"])
+    assert parse(["attention", "--run", "runs/default-1", "--text", "To be, or not to be"])
+    assert parse(["check", "--run", "runs/default-1"])
