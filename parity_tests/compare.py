@@ -166,10 +166,8 @@ def tiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def bound_of_either(
-    function: Callable[..., dict[str, Any]], *arrays: Any, factor: float
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """(truth, bound) in float64 of a function that returns a dictionary of arrays: the larger bound of the two algorithms."""
+def bound_of_either(function: Callable[..., dict[str, Any]], *arrays: Any, factor: float) -> tuple[Any, Any]:
+    """(truth, bound) in float64 of a function that returns a dictionary: the larger bound of the two algorithms."""
     truth, bound = bound_of(function, *arrays, format="float64", factor=factor)
     _, other = bound_of(tiled(function), *arrays, format="float64", factor=factor)
     return truth, {name: bound[name] if bound[name] is None else np.maximum(bound[name], other[name]) for name in bound}

@@ -103,10 +103,11 @@ def assert_parity(
     values = dict(zip(names, arguments, strict=False)) or {
         name: generator.standard_normal(value) if isinstance(value, tuple) else value for name, value in spec.example.items()
     }
-    forward, backward, twin = spec.forward, spec.backward, function
+    forward, backward = spec.forward, spec.backward
     if isinstance(function, tuple):
         pair = _Pair(spec, *function)
-        forward, backward, twin = pair.forward, pair.backward, None
+        forward, backward = pair.forward, pair.backward
+    twin = None if isinstance(function, tuple) else function
     either = operation in ("attention", "causal_attention")
     ratios = check_operation(
         f"yours, {operation}", forward, backward, twin, values, dtypes=(dtype,), seed=seed, either_attention=either
