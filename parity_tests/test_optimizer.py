@@ -136,9 +136,7 @@ def run_twin(optimizer, parameters):
     model.load_parameters(parameters)
     hidden = twin.hidden_matrices(model) if optimizer == "muon" else {}
     muon = twin.Muon(hidden.values(), 2e-2, weight_decay=0.1) if hidden else None
-    rest = torch.nn.Module()
-    rest.named_parameters = lambda: [(n, p) for n, p in model.named_parameters() if n not in hidden]
-    rest.parameters = lambda: (p for _, p in rest.named_parameters())
+    rest = {n: p for n, p in model.named_parameters() if n not in hidden}
     adamw = twin.adamw(rest, 1e-2, weight_decay=0.1)
     generator, dropout = np.random.default_rng(1), np.random.default_rng(2)
     trajectory = []
@@ -151,7 +149,7 @@ def run_twin(optimizer, parameters):
         if muon is not None:
             muon.step()
         _, first, second = twin.export_state(rest, adamw)
-        momentum = [{n: muon.state[p]["momentum"].numpy().copy() for n, p in hidden.items()}] if muon else []
+        momentum = [muon.export_state(model)] if muon else []
         trajectory.append([{"loss": loss.detach().numpy()}, parameters_as_numpy(model), *momentum, first, second])
     return trajectory
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from reference_numpy.optimizer import NEWTON_SCHULZ, is_hidden_matrix
 from reference_numpy.parameters import Parameters
 from torch_impl.parameters import as_numpy
 
+Named = nn.Module | Mapping[str, nn.Parameter]  # a model, or some of its parameters by flat name
+
 
 def adamw(
-    model: nn.Module,
+    model: Named,
     learning_rate: float,
     beta1: float = 0.9,
     beta2: float = 0.999,
@@ -23,13 +25,18 @@ def adamw(
     weight_decay: float = 0.0,
 ) -> torch.optim.AdamW:
     """torch's AdamW, the same update as the spec's, in one fused kernel where the device has it; only matrices decay."""
+    parameters = _named(model)
     return torch.optim.AdamW(
-        _decay_groups(model.parameters(), weight_decay),
+        _decay_groups(parameters.values(), weight_decay),
         lr=learning_rate,
         betas=(beta1, beta2),
         eps=epsilon,
-        fused=next(model.parameters()).device.type in ("cpu", "cuda", "mps"),
+        fused=next(iter(parameters.values())).device.type in ("cpu", "cuda", "mps"),
     )
+
+
+def _named(model: Named) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters() if isinstance(model, nn.Module) else model)
 
 
 def _decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -53,10 +60,10 @@ def clip_gradients(parameters: Iterable[Tensor], maximum: float) -> Tensor:
     return norm
 
 
-def export_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Parameters, Parameters]:
+def export_state(model: Named, optimizer: torch.optim.Optimizer) -> tuple[int, Parameters, Parameters]:
     """Steps taken, and the running means of gradient and square by flat name: the spec's AdamWState."""
     first, second, step = {}, {}, 0
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model).items():
         state = optimizer.state.get(parameter, {})
         first[name] = as_numpy(state.get("exp_avg", torch.zeros_like(parameter)))
         second[name] = as_numpy(state.get("exp_avg_sq", torch.zeros_like(parameter)))
@@ -64,11 +71,9 @@ def export_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[in
     return step, first, second
 
 
-def import_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, first: Parameters, second: Parameters
-) -> None:
+def import_state(model: Named, optimizer: torch.optim.Optimizer, step: int, first: Parameters, second: Parameters) -> None:
     """The inverse of export_state, in each parameter's dtype and on its device."""
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named(model).items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step), device=parameter.device),
             "exp_avg": torch.from_numpy(np.array(first[name])).to(parameter),
@@ -103,6 +108,20 @@ class Muon(torch.optim.Optimizer):
                 updates = newton_schulz(torch.stack(nesterov)).unbind()
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
+
+    def export_state(self, model: Named) -> Parameters:
+        """The momentum of each of its matrices by flat name."""
+        own = self._own(model)
+        return {name: as_numpy(self._momentum(weight)) for name, weight in own.items()}
+
+    def import_state(self, model: Named, momentum: Parameters) -> None:
+        """The inverse of export_state."""
+        for name, weight in self._own(model).items():
+            self.state[weight] = {"momentum": torch.from_numpy(np.array(momentum[name])).to(weight)}
+
+    def _own(self, model: Named) -> dict[str, nn.Parameter]:
+        own = {id(weight) for group in self.param_groups for weight in group["params"]}
+        return {name: weight for name, weight in _named(model).items() if id(weight) in own}
 
     def _momentum(self, weight: Tensor) -> Tensor:
         state = self.state[weight]

@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from reference_numpy.config import ModelConfig
-from reference_numpy.decode import generate
+from reference_numpy.decode import CachedDecoder, Decoder, generate
 from reference_numpy.loss import cross_entropy_forward
 from reference_numpy.model import attention_weights, loss_and_gradients, model_forward
-from reference_numpy.optimizer import adamw_initial, adamw_step, clip_gradients
+from reference_numpy.optimizer import (
+    AdamWState,
+    MuonState,
+    adamw_initial,
+    adamw_step,
+    clip_gradients,
+    muon_initial,
+    muon_step,
+)
 from train.configuration import TrainConfig
 from train.data import Batch
 
@@ -47,16 +55,24 @@ class Twin(Protocol):
     """What the loop and the commands ask of a backend."""
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        """One update with the gradient of all `batches` together (gradient accumulation)."""
+        """One update with the gradient of all `batches` together (gradient accumulation).
+
+        `learning_rate` is that of the optimizer that the options name; under muon, adamw's keeps its ratio to it."""
 
     def evaluate_loss(self, batch: Batch) -> float:
         """The sum, in float64, of nats over all targets of the batch; no dropout, no label smoothing."""
 
+    def predict(self, batch: Batch) -> np.ndarray:
+        """The likeliest symbol (B, T) at every position."""
+
     def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
         """(N,) tokens and `count` more that the model chose."""
 
-    def attention(self, tokens: np.ndarray) -> Arrays:
-        """Attention weights for (T,) tokens: name of the layer to (H, T, T)."""
+    def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
+        """For the searches of reference_numpy.decode over sources (B, S), with keys and values kept."""
+
+    def attention(self, tokens: np.ndarray, source: np.ndarray | None = None) -> Arrays:
+        """Attention weights for (T,) tokens, and a source (S,) if the model reads one: name of the layer to (H, T, S)."""
 
     def parameters(self) -> Arrays:
         """All parameters by flat name."""
@@ -81,7 +97,8 @@ class NumpyBackend:
     def __init__(self, model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> None:
         self._model, self._options, self._dropout = model, options, dropout
         self._parameters = dict(parameters)
-        self._state = adamw_initial(self._parameters)
+        muon = options.optimizer == "muon"
+        self._state: AdamWState | MuonState = (muon_initial if muon else adamw_initial)(self._parameters)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         options, count = self._options, _count(batches)
@@ -95,45 +112,67 @@ class NumpyBackend:
                 batch.targets,
                 label_smoothing=options.label_smoothing,
                 count=count,
+                **batch.inputs(),
                 generator=self._dropout,
             )
             loss = loss + part
             gradients = new if gradients is None else {name: gradients[name] + new[name] for name in gradients}
         assert gradients is not None
         gradients, norm = clip_gradients(gradients, options.clip_norm or np.inf)
-        self._parameters, self._state = adamw_step(
-            self._parameters,
-            gradients,
-            self._state,
-            learning_rate,
-            beta1=options.beta1,
-            beta2=options.beta2,
-            epsilon=options.epsilon,
-            weight_decay=options.weight_decay,
-        )
+        self._update(gradients, learning_rate)
         return Step(loss, norm)
 
+    def _update(self, gradients: Arrays, learning_rate: float) -> None:
+        options, own = self._options, _adamw_options(self._options)
+        if isinstance(self._state, AdamWState):
+            self._parameters, self._state = adamw_step(self._parameters, gradients, self._state, learning_rate, **own)
+        else:
+            rates = (learning_rate, _adamw_rate(options, learning_rate))
+            self._parameters, self._state = muon_step(
+                self._parameters, gradients, self._state, *rates, momentum=options.momentum, **own
+            )
+
     def evaluate_loss(self, batch: Batch) -> float:
-        logits, _ = model_forward(self._parameters, self._model, batch.tokens)
-        loss, _ = cross_entropy_forward(logits.astype(np.float64), batch.targets, count=1)
+        loss, _ = cross_entropy_forward(self._logits(batch).astype(np.float64), batch.targets, count=1)
         return float(loss)
+
+    def predict(self, batch: Batch) -> np.ndarray:
+        return self._logits(batch).argmax(axis=-1)
+
+    def _logits(self, batch: Batch) -> np.ndarray:
+        logits, _ = model_forward(self._parameters, self._model, batch.tokens, **batch.inputs())
+        return logits
 
     def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
         return generate(self._parameters, self._model, tokens, count, generator, *sampling)
 
-    def attention(self, tokens: np.ndarray) -> Arrays:
-        _, cache = model_forward(self._parameters, self._model, tokens[None])
+    def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
+        return CachedDecoder(self._parameters, self._model, source, source_padding)
+
+    def attention(self, tokens: np.ndarray, source: np.ndarray | None = None) -> Arrays:
+        read = None if source is None else source[None]
+        _, cache = model_forward(self._parameters, self._model, tokens[None], source=read)
         return {name: weights[0] for name, weights in attention_weights(cache).items()}
 
     def parameters(self) -> Arrays:
         return dict(self._parameters)
 
     def export_state(self) -> tuple[Arrays, dict[str, Any]]:
-        return _pack(self._parameters, self._state.first, self._state.second), {"updates": int(self._state.step)}
+        return _pack(self._parts()), {"updates": int(self._adamw_state().step)}
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
-        self._parameters, first, second = _unpack(arrays, self._parameters)
-        self._state = type(self._state)(int(extra["updates"]), first, second)
+        parts = _unpack(arrays, self._parts())
+        adamw_state = AdamWState(int(extra["updates"]), parts["first"], parts["second"])
+        self._parameters = parts["parameters"]
+        self._state = MuonState(parts["momentum"], adamw_state) if "momentum" in parts else adamw_state
+
+    def _parts(self) -> dict[str, Arrays]:
+        own = self._adamw_state()
+        parts = {"parameters": self._parameters, "first": own.first, "second": own.second}
+        return parts | ({"momentum": self._state.momentum} if isinstance(self._state, MuonState) else {})
+
+    def _adamw_state(self) -> AdamWState:
+        return self._state.adamw if isinstance(self._state, MuonState) else self._state
 
 
 class TorchBackend:
@@ -146,7 +185,7 @@ class TorchBackend:
         import torch
 
         from torch_impl.model import Transformer
-        from torch_impl.optimizer import adamw
+        from torch_impl.optimizer import Muon, adamw, hidden_matrices
 
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -156,14 +195,12 @@ class TorchBackend:
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
         self._model.load_parameters(parameters)
-        self._optimizer = adamw(
-            self._model,
-            options.learning_rate,
-            beta1=options.beta1,
-            beta2=options.beta2,
-            epsilon=options.epsilon,
-            weight_decay=options.weight_decay,
-        )
+        hidden = hidden_matrices(self._model) if options.optimizer == "muon" else {}
+        self._rest = {name: p for name, p in self._model.named_parameters() if name not in hidden}
+        self._adamw = adamw(self._rest, options.learning_rate, **_adamw_options(options))
+        self._muon: Muon | None = None
+        if options.optimizer == "muon":
+            self._muon = Muon(hidden.values(), options.learning_rate, options.momentum, options.weight_decay)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         from torch_impl.loss import cross_entropy
@@ -171,30 +208,33 @@ class TorchBackend:
 
         options, count = self._options, _count(batches)
         loss: Any = 0.0
-        self._optimizer.zero_grad(set_to_none=True)
+        self._model.zero_grad(set_to_none=True)
         for batch in batches:
-            tokens, targets = self._tensors(batch)
+            tokens, targets = self._tensor(batch.tokens), self._tensor(batch.targets)
             with self._autocast():
-                logits = self._model(tokens, generator=self._dropout)
+                logits = self._model(tokens, **self._inputs(batch), generator=self._dropout)
             if options.dtype == "bfloat16":
                 logits = logits.float()  # a logarithm of sums of exponentials needs more than 8 bits
             part = cross_entropy(logits, targets, options.label_smoothing, count)
             part.backward()
             loss = loss + part.detach()
         norm = clip_gradients(self._model.parameters(), options.clip_norm or float("inf"))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
+        self._update(learning_rate)
         return Step(loss, norm)
 
-    def evaluate_loss(self, batch: Batch) -> float:
-        import torch
+    def _update(self, learning_rate: float) -> None:
+        rates: list[tuple[torch.optim.Optimizer, float]] = [(self._adamw, learning_rate)]
+        if self._muon is not None:
+            rates = [(self._muon, learning_rate), (self._adamw, _adamw_rate(self._options, learning_rate))]
+        for optimizer, rate in rates:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
 
+    def evaluate_loss(self, batch: Batch) -> float:
         from torch_impl.loss import cross_entropy
 
-        tokens, targets = self._tensors(batch)
-        with torch.no_grad(), self._autocast():
-            logits = self._model(tokens)
+        logits, targets = self._logits(batch), self._tensor(batch.targets)
         if self._device.type == "mps":  # it has no float64
             logits, targets = logits.cpu(), targets.cpu()
         return float(cross_entropy(logits.double(), targets, count=1))
@@ -204,43 +244,71 @@ class TorchBackend:
 
         return torch_generate(self._model, tokens, count, generator, *sampling)
 
-    def attention(self, tokens: np.ndarray) -> Arrays:
+    def predict(self, batch: Batch) -> np.ndarray:
+        likeliest: np.ndarray = self._logits(batch).argmax(dim=-1).cpu().numpy()
+        return likeliest
+
+    def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
+        from torch_impl.decode import CachedDecoder as TorchCachedDecoder
+
+        return TorchCachedDecoder(self._model, source, source_padding)
+
+    def attention(self, tokens: np.ndarray, source: np.ndarray | None = None) -> Arrays:
         import torch
 
+        read = None if source is None else self._tensor(source[None])
         with torch.no_grad():
-            weights = self._model.attention_weights(torch.as_tensor(tokens[None], device=self._device))
+            weights = self._model.attention_weights(self._tensor(tokens[None]), source=read)
         return {name: weight[0].float().cpu().numpy() for name, weight in weights.items()}
 
     def parameters(self) -> Arrays:
         return self._model.parameters_as_numpy()
 
     def export_state(self) -> tuple[Arrays, dict[str, Any]]:
-        from torch_impl.optimizer import export_state
-
-        updates, first, second = export_state(self._model, self._optimizer)
+        updates, parts = self._parts()
         extra: dict[str, Any] = {"updates": updates}
         if not isinstance(self._dropout, np.random.Generator):
             extra["device_stream"] = bytes(self._dropout.get_state().tolist()).hex()
-        return _pack(self.parameters(), first, second), extra
+        return _pack(parts), extra
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
         import torch
 
         from torch_impl.optimizer import import_state
 
-        parameters, first, second = _unpack(arrays, self.parameters())
-        self._model.load_parameters(parameters)
-        import_state(self._model, self._optimizer, int(extra["updates"]), first, second)
+        _, own = self._parts()
+        parts = _unpack(arrays, own)
+        self._model.load_parameters(parts["parameters"])
+        import_state(self._rest, self._adamw, int(extra["updates"]), parts["first"], parts["second"])
+        if self._muon is not None:
+            self._muon.import_state(self._model, parts["momentum"])
         # A checkpoint from another kind of device has no such stream; the fresh one goes on, with other masks.
         if not isinstance(self._dropout, np.random.Generator) and "device_stream" in extra:
             self._dropout.set_state(torch.tensor(list(bytes.fromhex(extra["device_stream"])), dtype=torch.uint8))
 
-    def _tensors(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _parts(self) -> tuple[int, dict[str, Arrays]]:
+        """Updates done; parameters and what the optimizers keep, by part and flat name."""
+        from torch_impl.optimizer import export_state
+
+        updates, first, second = export_state(self._rest, self._adamw)
+        parts = {"parameters": self.parameters(), "first": first, "second": second}
+        return updates, parts | ({} if self._muon is None else {"momentum": self._muon.export_state(self._model)})
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
         import torch
 
-        parts = (batch.tokens, batch.targets)
-        tokens, targets = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in parts)
-        return tokens.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
+        with torch.no_grad(), self._autocast():
+            logits: torch.Tensor = self._model(self._tensor(batch.tokens), **self._inputs(batch))
+        return logits
+
+    def _inputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return {name: self._tensor(part) for name, part in batch.inputs().items()}
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        import torch
+
+        array = np.ascontiguousarray(array, dtype=bool if array.dtype == bool else np.int64)
+        return torch.from_numpy(array).to(self._device, non_blocking=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         import torch
@@ -272,26 +340,32 @@ def _device_stream(device: torch.device, seeds: np.random.Generator) -> torch.Ge
 
 def _count(batches: Sequence[Batch]) -> int:
     """Targets that count in all micro-batches together; -1 marks one that does not."""
-    return sum(int((batch.targets >= 0).sum()) for batch in batches)
+    return sum(batch.counted for batch in batches)
 
 
-PARTS = ("parameters", "first", "second")
+def _adamw_options(options: TrainConfig) -> dict[str, float]:
+    names = ("beta1", "beta2", "epsilon", "weight_decay")
+    return {name: getattr(options, name) for name in names}
 
 
-def _pack(*parts: Mapping[str, np.ndarray]) -> Arrays:
-    """Parameters and the optimizer's two moments in one flat dictionary: `first/blocks.0...` and so on."""
-    return {f"{part}/{name}": array for part, arrays in zip(PARTS, parts, strict=True) for name, array in arrays.items()}
+def _adamw_rate(options: TrainConfig, learning_rate: float) -> float:
+    """AdamW's learning rate beside muon's: both follow the schedule."""
+    return learning_rate * (options.adamw_learning_rate / options.learning_rate)
 
 
-def _unpack(arrays: Mapping[str, np.ndarray], like: Arrays) -> tuple[Arrays, Arrays, Arrays]:
-    """The inverse of `_pack`, for parameters with the names, shapes and dtypes of `like`.
+def _pack(parts: Mapping[str, Arrays]) -> Arrays:
+    """Parameters and what the optimizer keeps in one flat dictionary: `first/blocks.0...` and so on."""
+    return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+
+
+def _unpack(arrays: Mapping[str, np.ndarray], like: Mapping[str, Arrays]) -> dict[str, Arrays]:
+    """The inverse of `_pack`, for parts with the names, shapes and dtypes of `like`.
 
     Raises: ValueError naming the first array that is missing or does not fit."""
-    for part in PARTS:
-        for name, array in like.items():
+    for part, own in like.items():
+        for name, array in own.items():
             got = arrays.get(f"{part}/{name}")
             if got is None or got.shape != array.shape or got.dtype != array.dtype:
                 found = "none" if got is None else f"{got.dtype} {got.shape}"
                 raise ValueError(f"checkpoint: {part}/{name}: expected {array.dtype} {array.shape}, got {found}")
-    parameters, first, second = ({name: arrays[f"{part}/{name}"] for name in like} for part in PARTS)
-    return parameters, first, second
+    return {part: {name: arrays[f"{part}/{name}"] for name in own} for part, own in like.items()}

@@ -6,6 +6,7 @@ parity_tests/bounds.py, for float64. So "ok" means: both twins compute this func
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +20,8 @@ from reference_numpy.parameters import Parameters, initialize
 from train import run_folder, streams
 from train.checkpoint import load_model
 from train.configuration import CheckConfig, preset, read_run_config, with_vocabulary
-from train.corpus import load_corpus
-from train.data import Batch, random_batch, split_tokens
-from train.vocabulary import Vocabulary
+from train.data import Batch
+from train.task import create_task
 
 
 class Row(NamedTuple):
@@ -65,7 +65,7 @@ def compare(parameters: Parameters, model: ModelConfig, batch: Batch) -> list[Ro
 
     def spec(*values: Any) -> dict[str, Any]:
         own = dict(zip(names, values, strict=True))
-        loss, gradients = loss_and_gradients(own, model, batch.tokens, batch.targets)
+        loss, gradients = loss_and_gradients(own, model, batch.tokens, batch.targets, **batch.inputs())
         return {"loss": loss} | {name: gradients[name] for name in names}
 
     truth, bound = bound_of(spec, *parameters.values(), format="float64")
@@ -84,8 +84,9 @@ def _twin(parameters: Parameters, model: ModelConfig, batch: Batch) -> dict[str,
 
     twin = Transformer(model).double()
     twin.load_parameters(parameters)
-    tokens, targets = (torch.from_numpy(np.ascontiguousarray(part, dtype=np.int64)) for part in batch)
-    loss = cross_entropy(twin(tokens), targets)
+    tokens, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (batch.tokens, batch.targets))
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in batch.inputs().items()}
+    loss = cross_entropy(twin(tokens, **inputs), targets)
     loss.backward()
     return {"loss": loss.detach().numpy()} | gradients_as_numpy(twin)
 
@@ -123,19 +124,22 @@ def table(rows: list[Row]) -> str:
 
 
 def _subject(config: CheckConfig) -> tuple[Parameters, ModelConfig, Batch]:
-    """Parameters in float64, the model, and a batch of the text that it learns."""
+    """Parameters in float64, the model, and a training batch of its task."""
+    options = preset(config.preset) if config.run is None else read_run_config(Path(config.run))
+    length = min(config.length, options.model.context)
+    small = replace(options, batch=config.batch, batch_tokens=config.batch * length, resume=config.run)
+    if options.task in (
+        "language_model",
+        "masked_language_model",
+    ):  # windows of one text may be short; pairs are as they are
+        small = replace(small, model=replace(options.model, context=length))
+    task = create_task(small)
     if config.run is None:
-        options = preset(config.preset)
-        text = load_corpus(options.corpus).text
-        vocabulary = Vocabulary.from_text(text)
-        model: ModelConfig = with_vocabulary(options, len(vocabulary)).model
+        model: ModelConfig = with_vocabulary(options, len(task.vocabulary), task.kind).model
         parameters = initialize(model, streams.stream(config.seed, "initialization"), np.float64)
     else:
-        folder = Path(config.run)
-        options = read_run_config(folder)
-        loaded, model, vocabulary = load_model(folder / run_folder.MODEL)
+        loaded, model, vocabulary = load_model(Path(config.run) / run_folder.MODEL)
         parameters = {name: value.astype(np.float64) for name, value in loaded.items()}
-        text = load_corpus(options.corpus).text
-    length = min(config.length, model.context)
-    split = split_tokens(vocabulary.encode(text), options.validation_fraction, length)
-    return parameters, model, random_batch(split.training, length, config.batch, streams.stream(config.seed, "data"))
+        if vocabulary.to_json() != task.vocabulary.to_json():
+            raise ValueError(f"corpus: expected the data that the run in {config.run!r} learnt from, got another one")
+    return parameters, model, task.training_batch(0, streams.stream(config.seed, "data"))

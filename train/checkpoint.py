@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from safetensors.numpy import save
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes
 from train.configuration import from_mapping
-from train.vocabulary import Vocabulary
+from train.subwords import Subwords
+from train.vocabulary import Symbols, Vocabulary
 
 KEY = "twinformer"  # the one entry of the header: with several, the library writes them in a random order
 VERSION = 1
@@ -62,26 +63,46 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 def save_model(
-    path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig, vocabulary: Vocabulary, step: int
+    path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig, vocabulary: Symbols, step: int
 ) -> None:
     """Writes the weights with all that is needed to use them: shape of the model, vocabulary, number of updates."""
-    save_arrays(path, "model", parameters, {"model": asdict(config), "symbols": vocabulary.to_list(), "step": step})
+    save_arrays(path, "model", parameters, {"model": asdict(config), "symbols": vocabulary.to_json(), "step": step})
 
 
-def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Vocabulary]:
+def symbols_from_json(symbols: Any) -> Symbols:
+    """The inverse of a vocabulary's `to_json`: a list is of characters, a string of subwords. Raises: ValueError."""
+    return Subwords.from_json(symbols) if isinstance(symbols, str) else Vocabulary.from_list(symbols)
+
+
+def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]:
     """Weights, shape of the model and vocabulary from a file that `save_model` wrote.
 
     Raises: ValueError as `load_arrays`, and when the arrays are not those of the model that the header describes."""
     parameters, extra = load_arrays(path, "model")
     try:
         config = from_mapping(ModelConfig, extra["model"], "model")
-        vocabulary = Vocabulary.from_list(extra["symbols"])
+        vocabulary = symbols_from_json(extra["symbols"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path}: expected the description of a model in the header, got none ({error})") from error
     if len(vocabulary) != config.vocabulary:
         raise ValueError(f"{path}: expected {config.vocabulary} symbols, those of its model, got {len(vocabulary)}")
     check_shapes(path, parameters, config)
     return parameters, config, vocabulary
+
+
+def mean_parameters(paths: Sequence[Path]) -> dict[str, np.ndarray]:
+    """The mean of the parameters in several model files of one shape, summed in float64 (Vaswani et al. 2017, section 6.1).
+
+    Raises: ValueError as `load_model`, for no file at all, and for files whose arrays do not fit together."""
+    if not paths:
+        raise ValueError("paths: expected at least one model to average, got none")
+    first, config, _ = load_model(paths[0])
+    total = {name: array.astype(np.float64) for name, array in first.items()}
+    for path in paths[1:]:
+        parameters, _ = load_arrays(path, "model")
+        check_shapes(path, parameters, config)
+        total = {name: array + parameters[name] for name, array in total.items()}
+    return {name: (array / len(paths)).astype(first[name].dtype) for name, array in total.items()}
 
 
 def check_shapes(path: Path, parameters: Mapping[str, np.ndarray], config: ModelConfig) -> None:

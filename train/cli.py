@@ -23,6 +23,7 @@ from train.configuration import (
     CheckConfig,
     ComplexityConfig,
     GenerateConfig,
+    ParametersConfig,
     TrainConfig,
     preset,
     read_run_config,
@@ -31,7 +32,7 @@ from train.configuration import (
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
 )
-Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig | ComplexityConfig
+Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig | ComplexityConfig | ParametersConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +60,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[AttentionConfig, subcommand("attention")]
         | Annotated[CheckConfig, subcommand("check")]
         | Annotated[ComplexityConfig, subcommand("complexity")]
+        | Annotated[ParametersConfig, subcommand("parameters")]
     )
     with _parse_errors_as_value_errors():
         return tyro.cli(
@@ -79,6 +81,8 @@ def run(command: Command) -> int:
             return _check(command)
         case ComplexityConfig():
             return _complexity(command)
+        case ParametersConfig():
+            return _parameters(command)
 
 
 def _train(config: TrainConfig) -> int:
@@ -101,7 +105,8 @@ def _generate(config: GenerateConfig) -> int:
 def _attention(config: AttentionConfig) -> int:
     from train.attention import attention
 
-    print(attention(config))
+    for path in attention(config):
+        print(path)
     return 0
 
 
@@ -109,6 +114,13 @@ def _check(config: CheckConfig) -> int:
     from train.check import check
 
     return check(config)
+
+
+def _parameters(config: ParametersConfig) -> int:
+    from train.models import parameters
+
+    print(parameters(config))
+    return 0
 
 
 def _complexity(config: ComplexityConfig) -> int:

@@ -22,6 +22,17 @@ Backend = Literal["torch", "numpy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
+Optimizer = Literal["adamw", "muon"]
+TaskName = Literal[
+    "language_model",
+    "masked_language_model",
+    "copy",
+    "reverse",
+    "sort",
+    "addition",
+    "number_words",
+    "multi30k",
+]
 
 PRESETS_FILE = Path(__file__).with_name("presets.toml")
 CONFIG_FILE = "config.json"
@@ -30,40 +41,65 @@ RUN_FORMAT = "twinformer run 1"
 
 @dataclass(frozen=True)
 class ModelOptions(ModelConfig):
-    """The model's options that a user chooses; the text decides how many symbols there are."""
+    """The model's options that a user chooses; the task decides its kind and how many symbols there are."""
 
     kind: Annotated[Kind, tyro.conf.Suppress] = "decoder"
     vocabulary: Annotated[int, tyro.conf.Suppress] = 1
 
 
+COUNTS_FROM_1 = (
+    "batch",
+    "batch_tokens",
+    "accumulate",
+    "steps",
+    "beams",
+    "evaluation_batch",
+    "evaluation_characters",
+    "log_every",
+)
+COUNTS_FROM_0 = ("warmup", "decay", "average", "evaluate_every", "checkpoint_every", "sample_length", "seed", "threads")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a character-level language model on a text, with either twin."""
+    """Train a model on a task, with either twin; without options a character-level language model."""
 
     preset: str = "default"
     """Named set of values for the options below, from train/presets.toml; options given here override it."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The model."""
+    task: TaskName = "language_model"
+    """What is learnt; all but the two on one text are sequence to sequence, with an encoder and a decoder."""
     corpus: str = "shakespeare"
-    """Text to learn: shakespeare, tinyshakespeare, or the path of a UTF-8 text file."""
+    """Text to learn: shakespeare, tinyshakespeare, or the path of a UTF-8 text file; for multi30k its folder."""
     validation_fraction: float = 0.1
     """Part of the text, at its end, that is kept for validation (fraction of its characters)."""
     batch: int = 12
     """Sequences per micro-batch."""
+    batch_tokens: int = 4096
+    """multi30k, instead of batch: most source tokens, and most target tokens, of a micro-batch, padding included."""
+    subwords: int = 5000
+    """multi30k: size of the joint vocabulary (tokens)."""
     accumulate: int = 1
     """Micro-batches per step; the gradient is that of one batch of batch * accumulate sequences."""
     steps: int = 2000
     """Optimizer steps in total."""
+    optimizer: Optimizer = "adamw"
+    """adamw; or muon for the matrices inside the blocks, with adamw for all other parameters."""
     schedule: Schedule = "cosine"
     """How the learning rate runs over the steps, after the warm-up; noam takes the learning rate as its factor."""
     learning_rate: float = 1e-3
     """Peak learning rate (change per step, relative to the normalised gradient)."""
+    adamw_learning_rate: float = 1e-3
+    """muon: peak learning rate of the parameters that adamw takes; the schedule is the same for both."""
     minimum_learning_rate: float = 1e-4
     """Learning rate at the last step, for cosine and stable_decay."""
     warmup: int = 100
     """Steps over which the learning rate climbs to its peak."""
     decay: int = 0
     """Steps over which the learning rate falls at the end, for stable_decay."""
+    momentum: float = 0.95
+    """muon: share of the momentum that stays after a step."""
     beta1: float = 0.9
     """AdamW: decay per step of the mean of gradients."""
     beta2: float = 0.99
@@ -76,6 +112,12 @@ class TrainConfig:
     """Longest gradient over all parameters (norm, nats per token and unit of parameter); 0 for no limit."""
     label_smoothing: float = 0.0
     """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
+    average: int = 0
+    """The finished model is the mean of the parameters at this many last checkpoints; 0 or 1 takes the last ones alone."""
+    beams: int = 1
+    """Sequence to sequence: beginnings of answers that the search keeps in the final test; 1 is greedy."""
+    length_penalty: float = 0.6
+    """Exponent of the length by which beam search divides log probabilities; 0 favours short answers."""
     evaluate_every: int = 250
     """Steps between estimates of the validation loss; 0 for none before the end."""
     evaluation_batch: int = 64
@@ -106,19 +148,21 @@ class TrainConfig:
     """Folder of a run to go on with; its own options apply where none is given here."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "accumulate", "steps", "evaluation_batch", "evaluation_characters", "log_every"):
+        for name in COUNTS_FROM_1:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("warmup", "decay", "evaluate_every", "checkpoint_every", "sample_length", "seed", "threads"):
+        for name in COUNTS_FROM_0:
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        for name in ("minimum_learning_rate", "weight_decay", "clip_norm"):
+        for name in ("minimum_learning_rate", "weight_decay", "clip_norm", "length_penalty"):
             _require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
-        for name in ("learning_rate", "epsilon"):
+        for name in ("learning_rate", "adamw_learning_rate", "epsilon"):
             _require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
-        for name in ("beta1", "beta2", "label_smoothing"):
+        for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
         _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
         _require(self.decay <= self.steps, "decay", f"at most the steps {self.steps}", self.decay)
-        _require(self.model.kind == "decoder", "kind", "decoder for a language model", self.model.kind)
+        if self.average > 1:
+            _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
+        _require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
         if self.backend == "numpy":
             _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
             _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
@@ -126,10 +170,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """Write text with a trained model."""
+    """Write text with a trained model: go on from a prompt, or answer a source (copy, translate and so on)."""
 
     run: str
     """Folder of the run whose model writes."""
+    source: str | None = None
+    """What a sequence-to-sequence model is to answer; the other options but the search's are for language models."""
+    beams: int | None = None
+    """Beginnings of answers that the search keeps; 1 is greedy, None for what the run was trained with."""
+    length_penalty: float | None = None
+    """Exponent of the length in beam search; None for what the run was trained with."""
     prompt: str = "\n"
     """Text to go on from; every character must be in the model's vocabulary."""
     length: int = 500
@@ -153,6 +203,9 @@ class GenerateConfig:
         _require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
         _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        _require(self.beams is None or self.beams >= 1, "beams", "at least 1", self.beams)
+        penalty = 0.0 if self.length_penalty is None else self.length_penalty
+        _require(0 <= penalty < float("inf"), "length_penalty", "a finite number of at least 0", penalty)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
@@ -162,17 +215,20 @@ class AttentionConfig:
 
     run: str
     """Folder of the run whose model reads."""
-    text: str
-    """Text to read; at most as many characters as the model's context."""
+    text: str | None = None
+    """Text to read, at most as long as the model's context; None for what a sequence-to-sequence model answers itself."""
+    source: str | None = None
+    """What a sequence-to-sequence model answers."""
     output: str = "attention.png"
-    """PNG file to write."""
+    """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
     backend: Backend = "torch"
     """Twin that reads."""
     device: Device = "auto"
     """Where torch computes."""
 
     def __post_init__(self) -> None:
-        _require(len(self.text) >= 1, "text", "at least one character", repr(self.text))
+        for name in ("text", "source"):
+            _require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -222,6 +278,14 @@ class ComplexityConfig:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
+@dataclass(frozen=True)
+class ParametersConfig:
+    """Count the parameters of a well-known model, part by part."""
+
+    model: str
+    """Name of a model in train/models.toml, such as gpt2 or vaswani-base."""
+
+
 def preset(name: str) -> TrainConfig:
     """The options of a preset from presets.toml.
 
@@ -246,9 +310,9 @@ def flat_options(config: TrainConfig) -> dict[str, Any]:
     return {**options.pop("model"), **options}
 
 
-def with_vocabulary(config: TrainConfig, vocabulary: int) -> TrainConfig:
-    """The same options for a text of so many different symbols."""
-    return replace(config, model=replace(config.model, vocabulary=vocabulary))
+def with_vocabulary(config: TrainConfig, vocabulary: int, kind: Kind = "decoder") -> TrainConfig:
+    """The same options for a task of so many different symbols that a model of this kind learns."""
+    return replace(config, model=replace(config.model, kind=kind, vocabulary=vocabulary))
 
 
 def read_run_config(run: Path) -> TrainConfig:

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Batch(NamedTuple):
-    """Inputs and what comes next: both (B, T) integers, `targets[b, t]` follows `tokens[b, t]` in the text."""
+    """What goes into the model and what is to come out of it: in a text, `targets[b, t]` follows `tokens[b, t]`."""
 
     tokens: np.ndarray
+    """(B, T) integers."""
     targets: np.ndarray
+    """(B, T) integers; -1 where nothing is asked."""
+    padding: np.ndarray | None = None
+    """(B, T) bool, True for a real token; None if all are."""
+    source: np.ndarray | None = None
+    """(B, S) integers, what an encoder-decoder reads."""
+    source_padding: np.ndarray | None = None
+    """(B, S) bool, as `padding`."""
+
+    @property
+    def counted(self) -> int:
+        """Targets that count."""
+        return int((self.targets >= 0).sum())
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model takes besides the tokens, by the names of its arguments."""
+        optional = {"padding": self.padding, "source": self.source, "source_padding": self.source_padding}
+        return {name: part for name, part in optional.items() if part is not None}
 
 
 class Split(NamedTuple):

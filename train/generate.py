@@ -6,22 +6,41 @@ import numpy as np
 
 from train.backend import Sampling, Twin
 from train.configuration import GenerateConfig
+from train.pairs import Search, transform
 from train.streams import stream
-from train.trained import load_trained
-from train.vocabulary import Vocabulary
+from train.trained import Trained, load_trained
+from train.vocabulary import Symbols
 
 
 def generate(config: GenerateConfig) -> str:
-    """The prompt and what the model writes after it.
+    """What a sequence-to-sequence model answers to the source; else the prompt and what the model writes after it.
 
-    Raises: ValueError when the run has no usable model, or the prompt a character that its vocabulary lacks."""
+    Raises: ValueError when the run has no usable model or one of the other kind, or a text a character that the model's
+    vocabulary lacks."""
     trained = load_trained(config.run, config.backend, config.device)
+    kind = trained.model.kind
+    if kind == "encoder":
+        raise ValueError("run: expected a model that writes, got a masked language model, which fills in only")
+    if (config.source is not None) != (kind == "encoder_decoder"):
+        expected = "a text to answer" if kind == "encoder_decoder" else "none for a language model"
+        raise ValueError(f"source: expected {expected}, got {'none' if config.source is None else repr(config.source)}")
+    if config.source is not None:
+        return answer(trained, config.source, config.beams, config.length_penalty)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     return write(trained.twin, trained.vocabulary, config.prompt, config.length, stream(config.seed, "sample"), sampling)
 
 
+def answer(trained: Trained, source: str, beams: int | None = None, length_penalty: float | None = None) -> str:
+    """What the model makes of a source; None takes the search of its run."""
+    options = trained.options
+    search = Search(
+        options.beams if beams is None else beams, options.length_penalty if length_penalty is None else length_penalty
+    )
+    return transform(trained.twin, trained.vocabulary, [source], search, trained.model.context)[0]
+
+
 def write(
-    twin: Twin, vocabulary: Vocabulary, prompt: str, length: int, generator: np.random.Generator, sampling: Sampling
+    twin: Twin, vocabulary: Symbols, prompt: str, length: int, generator: np.random.Generator, sampling: Sampling
 ) -> str:
     """`prompt` and `length` characters more."""
     return vocabulary.decode(twin.generate(vocabulary.encode(prompt, "prompt"), length, generator, sampling))

@@ -18,91 +18,62 @@ from tqdm import tqdm
 from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
 from train.backend import Twin, create_backend
-from train.checkpoint import save_arrays, save_model
+from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import TrainConfig, read_run_config, with_vocabulary
-from train.corpus import load_corpus
-from train.data import Batch, Split, covering_batches, random_batch, sampled_batches, split_tokens
-from train.vocabulary import Vocabulary
+from train.data import Batch
+from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
-FIXED = ("model", "corpus", "validation_fraction", "seed", "dtype")
+FIXED = ("task", "model", "corpus", "validation_fraction", "optimizer", "seed", "dtype")
 
 
 class Interrupted(KeyboardInterrupt):
     """The user stopped training; a checkpoint was saved, and the text says how to go on."""
 
 
-class Text(NamedTuple):
-    """What there is to learn; `facts` are its identity and size, for config.json."""
-
-    vocabulary: Vocabulary
-    split: Split
-    facts: dict[str, Any]
-
-
 class Outcome(NamedTuple):
-    """What a finished run reports: the exact mean loss over the validation split (nats per character), and seconds."""
+    """What a finished run reports: the exact mean loss over the validation set (nats per target), scores, and seconds."""
 
     folder: Path
     validation_loss: float
     training_seconds: float
     evaluation_seconds: float
+    scores: dict[str, Any]
 
 
 def prepare(config: TrainConfig) -> Trainer:
-    """All that can fail before training: the folder, the text, the model, the checkpoint to go on from.
+    """All that can fail before training: the folder, the task and its data, the model, the checkpoint to go on from.
 
     Afterwards the run folder exists and has its config.json. Raises: ValueError or OSError for what a user can mend."""
     folder = run_folder.choose(config)
-    text = read_text(config)
-    config = with_vocabulary(config, len(text.vocabulary))
-    trainer = Trainer(config, text, folder)
+    task = create_task(config)
+    config = with_vocabulary(config, len(task.vocabulary), task.kind)
+    trainer = Trainer(config, task, folder)
     if config.resume is not None:
         trainer.restore()
-    run_folder.open_for(config, folder, text.facts)
+    run_folder.open_for(config, folder, task.facts, task.files)
     return trainer
 
 
-def read_text(config: TrainConfig) -> Text:
-    """Loads and cuts the corpus. Raises: as load_corpus, or ValueError when the context does not fit into a split."""
-    corpus = load_corpus(config.corpus)
-    vocabulary = Vocabulary.from_text(corpus.text)
-    split = split_tokens(vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
-    facts = {
-        "sha256": corpus.sha256,
-        "characters": len(corpus.text),
-        "training": len(split.training),
-        "validation": len(split.validation),
-        "symbols": len(vocabulary),
-    }
-    return Text(vocabulary, split, facts)
-
-
 def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
-    """Mean loss over all targets of the batches, nats per token; sums in float64, so that batching does not matter."""
+    """Mean loss over all targets that count, nats per token; sums in float64, so that batching does not matter."""
     total, count = 0.0, 0
     for batch in batches:
         total += twin.evaluate_loss(batch)
-        count += batch.targets.size
+        count += batch.counted
     return total / count
 
 
 class Trainer:
     """One run in progress: a twin, its random streams, its log, and how far it is."""
 
-    def __init__(self, config: TrainConfig, text: Text, folder: Path) -> None:
-        self.config, self.text, self.folder = config, text, folder
+    def __init__(self, config: TrainConfig, task: Task, folder: Path) -> None:
+        self.config, self.task, self.folder = config, task, folder
         self.streams = streams.streams(config.seed)
         dtype = np.float64 if config.dtype == "float64" else np.float32  # for bfloat16 these are the masters
         parameters = initialize(config.model, self.streams["initialization"], dtype)
         self.twin = create_backend(config.model, parameters, config, self.streams["dropout"])
-        self._estimate = sampled_batches(
-            text.split.validation,
-            config.model.context,
-            config.evaluation_batch,
-            config.evaluation_characters,
-            self.streams["evaluation"],
-        )
+        self._estimate = task.estimate_batches(self.streams["evaluation"])
         self.step = 0  # updates done
         self.training_seconds = self.evaluation_seconds = 0.0
 
@@ -132,12 +103,16 @@ class Trainer:
         config, model = self.config, self.config.model
         return (
             f"{parameter_count(model):,} parameters ({model.layers} layers, {model.heads} heads, width {model.width}, "
-            f"context {model.context}), {len(self.text.split.training):,} characters to learn from, "
+            f"context {model.context}), {self.task.size}, "
             f"{config.backend}, {config.dtype}"
         )
 
     def save(self) -> None:
-        """Writes both checkpoints; the state comes first, since resuming asks for nothing else."""
+        """Writes both checkpoints; the state comes first, since resuming asks for little else."""
+        if self.config.average > 1 and self._is_kept(self.step):
+            self._save_model(run_folder.KEPT.format(step=self.step))
+            for _, path in run_folder.kept(self.folder)[: -self.config.average]:
+                path.unlink()
         arrays, extra = self.twin.export_state()
         extra = {
             "step": self.step,
@@ -147,12 +122,11 @@ class Trainer:
             "twin": extra,
         }
         save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
-        model, vocabulary = self.config.model, self.text.vocabulary
-        save_model(self.folder / run_folder.MODEL, self.twin.parameters(), model, vocabulary, self.step)
+        self._save_model(run_folder.MODEL)
 
     def restore(self) -> None:
-        """Goes on from the run's checkpoint. Raises: ValueError when its model, text, seed or dtype is another."""
-        _check_same_experiment(self.config, self.folder, self.text)
+        """Goes on from the run's checkpoint. Raises: ValueError when its task, data, model, seed or dtype is another."""
+        _check_same_experiment(self.config, self.folder, self.task)
         arrays, extra = run_folder.load_state(self.folder)
         try:
             step, twin, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
@@ -168,14 +142,25 @@ class Trainer:
         streams.import_state(self.streams, stream_states)
         self.step = step
         run_folder.trim_log(self.folder, self.step)
+        for kept, path in run_folder.kept(self.folder):
+            if kept > step or not self._is_kept(kept):
+                path.unlink()
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether the checkpoint after `step` is one to average; what Ctrl-C leaves in between is not."""
+        return step == self.config.steps or _due(step, self.config.checkpoint_every)
+
+    def _save_model(self, name: str) -> None:
+        model, vocabulary = self.config.model, self.task.vocabulary
+        save_model(self.folder / name, self.twin.parameters(), model, vocabulary, self.step)
 
     def _advance(self, bar: tqdm) -> None:
         """One step, timed and, when its turn comes, logged."""
         config, start = self.config, time.perf_counter()
         rate = schedule.learning_rate(config, self.step)
         batches = [
-            random_batch(self.text.split.training, config.model.context, config.batch, self.streams["data"])
-            for _ in range(config.accumulate)
+            self.task.training_batch(self.step * config.accumulate + part, self.streams["data"])
+            for part in range(config.accumulate)
         ]
         result = self.twin.gradient_step(batches, rate)
         self.step += 1
@@ -191,7 +176,7 @@ class Trainer:
                 train_loss=loss,
                 learning_rate=rate,
                 gradient_norm=norm,
-                tokens_per_second=sum(batch.tokens.size for batch in batches) / seconds,
+                tokens_per_second=sum(batch.counted for batch in batches) / seconds,
                 training_seconds=self.training_seconds,
             )
             if not math.isfinite(loss):
@@ -200,24 +185,42 @@ class Trainer:
                 )
 
     def _evaluate(self, bar: tqdm) -> None:
-        """The estimate of the validation loss on the run's fixed sample of windows."""
-        loss, characters = self._measure(self._estimate), sum(batch.targets.size for batch in self._estimate)
-        self._log(validation_loss=loss, exact=False, characters=characters, evaluation_seconds=self.evaluation_seconds)
-        bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/character")
+        """The estimate of the validation loss on the run's fixed part of the validation set."""
+        loss = self._measure(self._estimate)
+        counted = {self._units: sum(batch.counted for batch in self._estimate)}
+        self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
+        bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
 
     def _finish(self) -> Outcome:
-        """The exact validation loss: every character of the split but the first, predicted once."""
-        validation, config = self.text.split.validation, self.config
-        loss = self._measure(covering_batches(validation, config.model.context, config.evaluation_batch))
-        self._log(
-            validation_loss=loss,
-            exact=True,
-            characters=len(validation) - 1,
-            bits_per_character=loss / math.log(2),
-            training_seconds=self.training_seconds,
-            evaluation_seconds=self.evaluation_seconds,
-        )
-        return Outcome(self.folder, loss, self.training_seconds, self.evaluation_seconds)
+        """The exact validation loss, of every target of the validation set, and the scores of the task."""
+        if self.config.average > 1:
+            self._take_the_mean()
+        batches = list(self.task.validation_batches())
+        loss = self._measure(batches)
+        start = time.perf_counter()
+        scores = self.task.scores(self.twin)
+        self.evaluation_seconds += time.perf_counter() - start
+        seconds = {"training_seconds": self.training_seconds, "evaluation_seconds": self.evaluation_seconds}
+        figures = {self._units: sum(batch.counted for batch in batches), f"bits_per_{self._units[:-1]}": loss / math.log(2)}
+        self._log(validation_loss=loss, exact=True, **figures, **seconds)
+        if scores:
+            # The processor's time is that of all threads of this call of the command, from its start.
+            content = {**scores, "validation_loss": loss, "step": self.step, **seconds, "cpu_seconds": time.process_time()}
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(self.folder / run_folder.SCORES, text.encode())
+        return Outcome(self.folder, loss, **seconds, scores=scores)
+
+    def _take_the_mean(self) -> None:
+        """Goes over to the mean of the kept models; the state on disk stays that of training."""
+        paths = [path for _, path in run_folder.kept(self.folder)]
+        arrays, extra = self.twin.export_state()
+        mean = {f"parameters/{name}": array for name, array in mean_parameters(paths).items()}
+        self.twin.import_state(arrays | mean, extra)
+        self._save_model(run_folder.MODEL)
+
+    @property
+    def _units(self) -> str:
+        return self.task.unit.replace(" ", "_") + "s"
 
     def _measure(self, batches: Iterable[Batch]) -> float:
         start = time.perf_counter()
@@ -251,13 +254,13 @@ class _Interrupts:
         self.seen = True
 
 
-def _check_same_experiment(config: TrainConfig, folder: Path, text: Text) -> None:
+def _check_same_experiment(config: TrainConfig, folder: Path, task: Task) -> None:
     saved = read_run_config(folder)
     for name in FIXED:
         if getattr(saved, name) != getattr(config, name):
             raise ValueError(f"{name}: expected {getattr(saved, name)} as in the run to resume, got {getattr(config, name)}")
-    if run_folder.text_of(folder).get("sha256") != text.facts["sha256"]:
-        raise ValueError(f"corpus: expected the text that the run in {str(folder)!r} learnt from, got another one")
+    if run_folder.text_of(folder).get("sha256") != task.facts["sha256"]:
+        raise ValueError(f"corpus: expected the data that the run in {str(folder)!r} learnt from, got another one")
 
 
 def _due(step: int, every: int) -> bool:

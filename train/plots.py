@@ -44,8 +44,9 @@ def plot_loss(
     path: str | os.PathLike[str],
     title: str,
     references: Mapping[str, float] | None = None,
+    unit: str = "character",
 ) -> None:
-    """Training and validation loss against steps, in nats per character.
+    """Training and validation loss against steps, in nats per `unit`.
 
     `log_records` are the lines of log.jsonl: "step" with "train_loss" or "validation_loss"; records without either are
     passed over. The training loss is drawn as it is, light, and smoothed. A validation loss with "exact" false is an
@@ -71,7 +72,7 @@ def plot_loss(
             _annotate_last(axes, exact if len(exact) else estimates)
         for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, "black") * 9, strict=False):
             axes.axhline(value, color=color, linestyle="--", linewidth=1.2, label=f"{name}: {value:.3f}")
-        axes.set(xlabel="step", ylabel="loss (nats per character)", title=title)
+        axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", title=title)
         axes.margins(x=0.02)
         axes.legend(loc="upper right")
         _save(figure, path)

@@ -5,17 +5,13 @@ from __future__ import annotations
 import math
 
 from train import run_folder
-from train.attention import draw
-from train.backend import Sampling
+from train.attention import draw, draw_pair
 from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
-from train.generate import write
 from train.loop import Outcome, Trainer, prepare
 from train.plots import plot_loss
 
-SAMPLING = Sampling(temperature=0.8)  # a little below 1: what the model finds likely, with fewer slips
 EXCERPT_LINES = 12
-ATTENTION_CHARACTERS = 32  # more labels than this cannot be read in a grid of small pictures
 
 
 def train_and_report(config: TrainConfig) -> Outcome:
@@ -26,41 +22,44 @@ def train_and_report(config: TrainConfig) -> Outcome:
     _draw_loss(trainer, outcome)
     if config.model.attention == "softmax":  # linear attention forms no weights
         _draw_attention(trainer)
-    print(_summary(outcome, _write_sample(trainer)))
+    print(_summary(trainer, outcome, _write_sample(trainer)))
     return outcome
 
 
 def _write_sample(trainer: Trainer) -> str:
-    """A sample from a fresh line on; its stream is in the checkpoint, so a resumed run writes the same one."""
-    vocabulary, stream = trainer.text.vocabulary, trainer.streams["sample"]
-    prompt = "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
-    sample = write(trainer.twin, vocabulary, prompt, trainer.config.sample_length, stream, SAMPLING)
+    """The stream of a sample is in the checkpoint, so a resumed run writes the same one."""
+    sample = trainer.task.sample(trainer.twin, trainer.streams["sample"])
     write_atomically(trainer.folder / run_folder.SAMPLE, sample.encode())
     return sample
 
 
 def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
-    title = f"{trainer.config.corpus}: exact validation loss {outcome.validation_loss:.4f} nats per character"
-    plot_loss(run_folder.read_log(trainer.folder), trainer.folder / run_folder.LOSS, title)
+    config, unit = trainer.config, trainer.task.unit
+    name = config.corpus if config.task == "language_model" else config.task.replace("_", " ")
+    title = f"{name}: exact validation loss {outcome.validation_loss:.4f} nats per {unit}"
+    plot_loss(run_folder.read_log(trainer.folder), trainer.folder / run_folder.LOSS, title, unit=unit)
 
 
 def _draw_attention(trainer: Trainer) -> None:
-    """Every head of every layer on a line of the validation split, which no step has seen."""
-    text = trainer.text.vocabulary.decode(trainer.text.split.validation)
-    line = text.find("\n") + 1  # the split begins anywhere, the first whole line behind a line end; 0 where there is none
-    length = min(ATTENTION_CHARACTERS, trainer.config.model.context)
-    shown = text[line : line + length] or text[:length]
-    draw(trainer.twin, trainer.text.vocabulary, shown, trainer.folder / run_folder.ATTENTION)
+    """Every head of every layer on the task's example."""
+    path, vocabulary = trainer.folder / run_folder.ATTENTION, trainer.task.vocabulary
+    source, text = trainer.task.example()
+    if source is None:
+        draw(trainer.twin, vocabulary, text, path)
+    else:
+        draw_pair(trainer.twin, vocabulary, source, text, path)
 
 
-def _summary(outcome: Outcome, sample: str) -> str:
+def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
+    unit = trainer.task.unit
     lines = sample.strip("\n").splitlines()[:EXCERPT_LINES]
     return "\n".join(
         [
-            f"exact validation loss {outcome.validation_loss:.4f} nats per character, "
-            f"{outcome.validation_loss / math.log(2):.4f} bits per character",
+            f"exact validation loss {outcome.validation_loss:.4f} nats per {unit}, "
+            f"{outcome.validation_loss / math.log(2):.4f} bits per {unit}",
+            *(f"{name}: {value}" for name, value in outcome.scores.items() if not isinstance(value, list)),
             f"{outcome.training_seconds:.1f} s of training, {outcome.evaluation_seconds:.1f} s of evaluation",
-            f"in {outcome.folder}: {', '.join(run_folder.FILES)}",
+            f"in {outcome.folder}: {', '.join(path.name for path in run_folder.own_files(outcome.folder))}",
             "",
             *(f"    {line}" for line in lines),
         ]

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import platform
+import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,11 @@ STATE = "state.safetensors"
 LOSS = "loss.png"
 ATTENTION = "attention.png"
 SAMPLE = "sample.txt"
-FILES = (CONFIG, LOG, MODEL, STATE, LOSS, ATTENTION, SAMPLE)
+SCORES = "scores.json"
+SUBWORDS = "subwords.json"
+STACKS = ("encoder", "decoder", "cross")  # an encoder-decoder has a picture of each
+FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, SAMPLE, SCORES)
+KEPT = "checkpoint-{step:08d}.safetensors"  # a model kept to be averaged
 
 # What belongs to this invocation and not to the run; it is not written into config.json.
 OF_THE_CALL = ("output", "overwrite", "resume")
@@ -47,15 +53,34 @@ def choose(config: TrainConfig) -> Path:
     return folder
 
 
-def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any]) -> None:
-    """Creates the folder, or clears it of the run that is overwritten, and writes config.json. Raises: OSError."""
+def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    """Creates the folder, or clears it of the run that is overwritten; writes config.json and `files`. Raises: OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     if config.resume is None:
-        for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+        for path in own_files(folder):
+            path.unlink()
+    for name, file in files.items():
+        write_atomically(folder / name, file)
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
     write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def own_files(folder: Path) -> list[Path]:
+    """What a run has left in its folder."""
+    names = [*FILES, *(attention_of(stack) for stack in STACKS)]
+    return [folder / name for name in names if (folder / name).exists()] + [path for _, path in kept(folder)]
+
+
+def attention_of(stack: str, path: str = ATTENTION) -> str:
+    """The name of one stack's picture: attention-cross.png."""
+    return str(Path(path).with_stem(f"{Path(path).stem}-{stack}"))
+
+
+def kept(folder: Path) -> list[tuple[int, Path]]:
+    """Step and file of the models kept to be averaged, in order."""
+    found = [(re.fullmatch(r"checkpoint-(\d{8})\.safetensors", path.name), path) for path in folder.glob("checkpoint-*")]
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def environment() -> dict[str, Any]:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from reference_numpy.config import ModelConfig
 from train import run_folder, streams
 from train.backend import Twin, create_backend
 from train.checkpoint import load_model
 from train.configuration import Backend, Device, TrainConfig, read_run_config
-from train.vocabulary import Vocabulary
+from train.vocabulary import Symbols
 
 
 class Trained(NamedTuple):
-    """A model, its vocabulary, and the longest text it can look at (characters)."""
+    """A model, its vocabulary, its shape, and the options of the run that made it."""
 
     twin: Twin
-    vocabulary: Vocabulary
-    context: int
+    vocabulary: Symbols
+    model: ModelConfig
+    options: TrainConfig
 
 
 def load_trained(run: str, backend: Backend, device: Device) -> Trained:
@@ -25,8 +27,8 @@ def load_trained(run: str, backend: Backend, device: Device) -> Trained:
 
     Raises: ValueError when `run` is not the folder of a run, or its model is missing, truncated or foreign."""
     folder = Path(run)
-    read_run_config(folder)  # says clearly when this is some other folder
+    options = read_run_config(folder)  # says clearly when this is some other folder
     parameters, model, vocabulary = load_model(folder / run_folder.MODEL)
-    options = TrainConfig(backend=backend, device=device)
-    twin = create_backend(model, parameters, options, streams.stream(0, "dropout"))
-    return Trained(twin, vocabulary, model.context)
+    here = TrainConfig(backend=backend, device=device)
+    twin = create_backend(model, parameters, here, streams.stream(0, "dropout"))
+    return Trained(twin, vocabulary, model, options)

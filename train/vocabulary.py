@@ -2,10 +2,30 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
-LABELS = {" ": "␣", "\n": "↵", "\t": "⇥"}  # DejaVu Sans, Matplotlib's own font, has all three
+LABELS = {" ": "␣", "\n": "↵", "\t": "⇥", "\x02": "⊢", "\x03": "⊣", "\x1a": "▒"}  # all in the font of the pictures
+
+
+class Symbols(Protocol):
+    """What the tokens of a model stand for: single characters (Vocabulary) or subwords (subwords.py)."""
+
+    def __len__(self) -> int:
+        """V."""
+
+    def encode(self, text: str, argument: str = "text") -> np.ndarray:
+        """Tokens (T,). Raises ValueError, naming `argument`, for a text that has none."""
+
+    def decode(self, tokens: np.ndarray) -> str:
+        """The text of tokens (T,)."""
+
+    def labels(self, tokens: np.ndarray) -> list[str]:
+        """Each of the tokens (T,) as a picture shows it."""
+
+    def to_json(self) -> Any:
+        """The vocabulary as JSON can hold it; `train.checkpoint.symbols_from_json` is the inverse."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,10 @@ class Vocabulary:
         """The symbols as JSON can hold them."""
         return list(self.symbols)
 
+    def to_json(self) -> list[str]:
+        """The same under the name that all vocabularies have."""
+        return self.to_list()
+
     def __len__(self) -> int:
         return len(self.symbols)
 
@@ -71,6 +95,10 @@ class Vocabulary:
         if wrong.size:
             raise ValueError(f"tokens: expected numbers from 0 to {len(self) - 1}, got {wrong[0]}")
         return str(_codes("".join(self.symbols))[numbers].tobytes().decode("utf-32-le", "surrogatepass"))
+
+    def labels(self, tokens: np.ndarray) -> list[str]:
+        """Each of the tokens (T,) as a picture shows it."""
+        return [label(symbol) for symbol in self.decode(tokens)]
 
 
 def label(symbol: str) -> str:

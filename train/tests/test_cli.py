@@ -245,7 +245,7 @@ def test_ctrl_c_ends_with_status_130_and_one_line(tmp_path, capsys, monkeypatch)
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train.loop.random_batch", interrupt)
+    monkeypatch.setattr("train.text.random_batch", interrupt)
     assert main([*TINY, "--corpus", str(text), "--output", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err.strip().splitlines()[-1] == "twinformer: interrupted"
 

@@ -152,7 +152,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, backend):
     """One step on three micro-batches, of unequal numbers of targets, against one step on all of it at once."""
     config = options(tmp_path / "run", backend=backend, dropout=0.0, clip_norm=0.0, batch=6, accumulate=1)
     trainers = [prepare(replace(config, output=str(tmp_path / f"{i}"))) for i in range(3)]
-    batch = random_batch(trainers[0].text.split.training, 13, 6, np.random.default_rng(0))
+    batch = random_batch(trainers[0].task.split.training, 13, 6, np.random.default_rng(0))
     targets = batch.targets.copy()
     targets[0, :9] = -1  # the first micro-batch has fewer targets: a mean of means would be wrong
     parts = [Batch(batch.tokens[rows], targets[rows]) for rows in (slice(0, 1), slice(1, 3), slice(3, 6))]
@@ -183,7 +183,7 @@ def test_accumulation_equals_the_large_batch(tmp_path, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_evaluation_is_exact_and_independent_of_its_batch(tmp_path, backend):
     trainer = prepare(options(tmp_path / "run", backend=backend))
-    tokens = trainer.text.split.validation
+    tokens = trainer.task.split.validation
 
     def loss(sequences, twin=trainer.twin):
         return mean_loss(twin, covering_batches(tokens, 13, sequences))
@@ -210,7 +210,7 @@ def test_evaluation_of_the_twins_agrees_and_has_no_dropout_or_smoothing(tmp_path
         for dropout, smoothing in ((0.0, 0.0), (0.5, 0.3)):
             folder = tmp_path / f"{backend}-{dropout}"
             trainer = prepare(options(folder, backend=backend, dropout=dropout, label_smoothing=smoothing))
-            values[backend, dropout] = mean_loss(trainer.twin, covering_batches(trainer.text.split.validation, 13, 8))
+            values[backend, dropout] = mean_loss(trainer.twin, covering_batches(trainer.task.split.validation, 13, 8))
     assert values["torch", 0.0] == values["torch", 0.5]
     assert values["numpy", 0.0] == values["numpy", 0.5]
     unit = np.finfo(np.float64).eps

@@ -1,0 +1,163 @@
+"""Multi30k, English to German (Elliott et al. 2016): short descriptions of pictures, from a folder of its files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reference_numpy.config import Kind
+from train.backend import Twin
+from train.configuration import TrainConfig
+from train.data import Batch
+from train.extras import extra
+from train.pairs import END, START, Pair, Search, marks, pair_batch, pair_batches, sampled_pairs, transform
+from train.run_folder import SUBWORDS
+from train.streams import stream
+from train.subwords import Subwords
+
+Texts = list[tuple[str, str]]
+SPLITS = {"training": "train", "validation": "val", "test": "test_2016_flickr"}
+SHOWN = 10  # translations in the sample
+
+
+class Multi30k:
+    """Translation with joint subwords, learned from both sides of the training text; judged by BLEU."""
+
+    kind: Kind = "encoder_decoder"
+    unit = "token"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._texts = {name: read_pairs(Path(config.corpus), split) for name, split in SPLITS.items()}
+        self.vocabulary = _vocabulary(config, self._texts["training"])
+        self._marks = marks(self.vocabulary)
+        pairs = {name: [self._tokens(pair) for pair in self._texts[name]] for name in ("training", "validation")}
+        self._validation = _fitting(pairs["validation"], config.model.context)
+        self._training = _fitting(pairs["training"], config.model.context)
+        self._lengths = np.array([_length(pair) for pair in self._training])
+        self._limits = batch_limits(np.sort(self._lengths), config.batch_tokens)
+        self._epoch, self._order = -1, np.arange(0)
+        self.size = f"{len(self._training):,} pairs"
+        self.facts: dict[str, Any] = {
+            "sha256": hashlib.sha256(repr(self._texts).encode()).hexdigest(),
+            "symbols": len(self.vocabulary),
+            "training": len(self._training),
+            "validation": len(self._validation),
+            "test": len(self._texts["test"]),
+            "longer_than_the_context": sum(len(p) for p in pairs.values()) - len(self._training) - len(self._validation),
+            "training_source_tokens": sum(len(pair.source) for pair in self._training),
+            "training_target_tokens": sum(len(pair.target) + 1 for pair in self._training),
+            "batches_per_epoch": len(self._limits),
+        }
+        self.files = {SUBWORDS: self.vocabulary.to_json().encode()}
+
+    def training_batch(self, number: int, generator: np.random.Generator) -> Batch:
+        """Batches by token count, each pair once an epoch; their order depends on the seed and the epoch's number alone."""
+        epoch, position = divmod(number, len(self._limits))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        first, last = self._limits[self._order[position]]
+        return pair_batch([self._training[index] for index in self._by_length[first:last]], *self._marks)
+
+    def validation_batches(self) -> Iterator[Batch]:
+        return pair_batches(self._validation, self._config.evaluation_batch, *self._marks)
+
+    def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
+        pairs = sampled_pairs(self._validation, self._config.evaluation_characters, generator)
+        return list(pair_batches(pairs, self._config.evaluation_batch, *self._marks))
+
+    def scores(self, twin: Twin) -> dict[str, Any]:
+        """BLEU (percent) of detokenised translations against the raw references, with sacrebleu's own tokenizer."""
+        bleu = extra("sacrebleu").metrics.BLEU()
+        found: dict[str, Any] = {}
+        for name in ("test", "validation"):
+            sources, references = zip(*self._texts[name], strict=True)
+            score = bleu.corpus_score(self._translations(twin, sources), [references])
+            found[f"bleu_{SPLITS[name]}"] = score.score
+            found[f"length_ratio_{SPLITS[name]}"] = score.ratio
+        search = {"beams": self._config.beams, "length_penalty": self._config.length_penalty}
+        return found | {"signature": str(bleu.get_signature())} | search
+
+    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+        sources, references = zip(*self._texts["test"][:SHOWN], strict=True)
+        translations = self._translations(twin, sources)
+        return "\n".join(
+            f"{source}\n  -> {translation}\n  (reference: {reference})"
+            for source, translation, reference in zip(sources, translations, references, strict=True)
+        )
+
+    def example(self) -> tuple[str | None, str]:
+        return self._texts["test"][0]
+
+    def _tokens(self, pair: tuple[str, str]) -> Pair:
+        return Pair(*(self.vocabulary.encode(text) for text in pair))
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        """Draws, for an epoch, who stands beside whom among pairs of one length, and the order of its batches."""
+        generator = stream(self._config.seed, f"epoch {epoch}")
+        order = generator.permutation(len(self._training))
+        self._by_length = order[np.argsort(self._lengths[order], kind="stable")]
+        return generator.permutation(len(self._limits))
+
+    def _translations(self, twin: Twin, sources: Sequence[str]) -> list[str]:
+        config = self._config
+        search = Search(config.beams, config.length_penalty)
+        return transform(twin, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)
+
+
+def read_pairs(folder: Path, split: str) -> Texts:
+    """The pairs of a split, from `SPLIT.en.gz` and `SPLIT.de.gz`: a sentence on every line.
+
+    Raises: ValueError for a file that is missing, not compressed UTF-8 text, or of another length than its partner."""
+    sides = [_read_lines(folder, f"{split}.{language}.gz") for language in ("en", "de")]
+    if len(sides[0]) != len(sides[1]) or not sides[0]:
+        raise ValueError(f"corpus: {split}: expected as many lines in English as in German, got {[len(s) for s in sides]}")
+    return list(zip(*sides, strict=True))
+
+
+def _read_lines(folder: Path, name: str) -> list[str]:
+    path = folder / name
+    if not path.is_file():
+        raise ValueError(f"corpus: expected the folder of Multi30k, with its {name}, got {str(folder)!r}")
+    try:
+        text = gzip.decompress(path.read_bytes()).decode("utf-8")
+    except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"corpus: {path}: expected compressed UTF-8 text, got something else ({error})") from error
+    return text.removesuffix("\n").split("\n")
+
+
+def batch_limits(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
+    """Cuts sequences of these lengths, sorted, into batches [first, last) of at most `tokens`, padding included.
+
+    Every batch has at least one sequence."""
+    limits, first = [], 0
+    for last in range(1, len(lengths) + 1):
+        if last == len(lengths) or (last + 1 - first) * lengths[last] > tokens:
+            limits.append((first, last))
+            first = last
+    return limits
+
+
+def _vocabulary(config: TrainConfig, texts: Texts) -> Subwords:
+    """Learned anew, or that of the run to resume."""
+    if config.resume is None:
+        return Subwords.learn((text for pair in texts for text in pair), config.subwords, [START, END])
+    path = Path(config.resume) / SUBWORDS
+    if not path.is_file():
+        raise ValueError(f"resume: expected a run with its {SUBWORDS}, got {config.resume!r}")
+    return Subwords.from_json(path.read_text(encoding="utf-8"))
+
+
+def _length(pair: Pair) -> int:
+    """Tokens that a pair takes on its longer side, with the mark of the target."""
+    return max(len(pair.source), len(pair.target) + 1)
+
+
+def _fitting(pairs: list[Pair], context: int) -> list[Pair]:
+    return [pair for pair in pairs if 0 < len(pair.source) and _length(pair) <= context]
