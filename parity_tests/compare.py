@@ -196,6 +196,7 @@ def check_operation(
     twin_factor: float = TWIN_FACTOR,
     complex_step: bool = True,
     either_attention: bool = False,
+    smooth: bool = True,
 ) -> dict[str, float]:
     """Compare spec, twin and complex step with the truth; returns the worst error/bound by "dtype witness tensor".
 
@@ -204,6 +205,7 @@ def check_operation(
     twin_function(*arguments as tensors) -> output(s), or None to check the spec alone.
     `arguments` by name, in order: float64 arrays are differentiable unless named in `constants`; integers, masks, None and
     other objects are passed through. Layouts (strides, broadcasting) are kept, also for the twin where torch can hold them.
+    `smooth`: the function has three continuous derivatives here, so central differences are a witness, too.
     `either_attention`: the twin may run plain or tiled attention, see `tiled`; its bound is the larger of the two.
     For dtypes other than float64 the inputs are rounded first, so that they are exact; bfloat16 is for the twin alone.
     Skips where longdouble is no wider than double. Raises AssertionError with the tensor, element and error/bound.
@@ -240,6 +242,10 @@ def check_operation(
                 name, spec_forward, values, list(arguments), wanted, upstream, gradients, truth.gradients, seed
             )
             worst["float64 complex step"] = ratio
+            if smooth:
+                worst["float64 central difference"] = _check_central_difference(
+                    name, spec_forward, values, wanted, upstream, truth, seed
+                )
     return worst
 
 
@@ -423,6 +429,49 @@ def _check_complex_step(
             what = f"{name}, complex step d_{names[i]}"
             worst = max(worst, assert_within(gradients[i], slopes, truth[i].bound() + owns, what).worst)
     record(name, "complex step", "float64", Tally(worst))
+    return worst
+
+
+def _check_central_difference(
+    name: str,
+    forward: Callable[..., Any],
+    values: Sequence[Any],
+    wanted: Sequence[bool],
+    upstream: Sequence[np.ndarray],
+    truth: Results,
+    seed: int,
+) -> float:
+    """The true gradient along a dense direction against (f(x + h v) - f(x - h v)) / 2h in longdouble, and error/bound.
+
+    It knows nothing of derivatives, analytic or complex. The step h = u^(1/3), u the unit roundoff, balances the two errors
+    of D(h) = f' + c h^2 + O(h^4): truncation, which D(2h) - D(h) = 3 c h^2 + O(h^4) measures, taken twice for the O(h^4);
+    and the rounding of the two values in longdouble, over 2h: that of a float64 run tracked at x + h v times the ratio of
+    the unit roundoffs, and the gradient times the rounding of x + h v.
+    """
+    generator = np.random.default_rng(seed + 2)
+    real = [i for i, want in enumerate(wanted) if want]
+    direction = {i: generator.standard_normal(values[i].shape) for i in real}
+    h = np.cbrt(np.longdouble(unit_roundoff("longdouble")))
+
+    def moved(t: np.longdouble) -> list[Any]:
+        wide = [np.asarray(v).astype(np.longdouble) if is_real(v) else v for v in values]
+        return [v + t * direction[i] if i in direction else v for i, v in enumerate(wide)]
+
+    def product(*arguments: Any) -> Any:
+        output, _ = forward(*arguments)
+        terms = [np.sum(y * d) for y, d in zip(_tuple(output), upstream, strict=True)]
+        return sum(terms[1:], terms[0])
+
+    plus, minus, plus2, minus2 = (product(*moved(t * h)) for t in (1, -1, 2, -2))
+    near, far = (plus - minus) / (2 * h), (plus2 - minus2) / (4 * h)
+    finer = unit_roundoff("longdouble") / unit_roundoff("float64")
+    own = float(run_tracked(product, *moved(h), format="float64").bound())
+    inputs = sum((np.sum(np.abs(moved(h)[i] * truth.gradients[i].value)) for i in real), np.longdouble(0))
+    rounding = (finer * own + unit_roundoff("longdouble") * float(inputs)) / float(h)
+    expected = sum((np.sum(truth.gradients[i].value * direction[i]) for i in real), np.longdouble(0))
+    bound = np.asarray(2 * abs(float(far - near)) / 3 + rounding)
+    worst = assert_within(near, np.asarray(expected), bound, f"{name}, central difference").worst
+    record(name, "central difference", "float64", Tally(worst))
     return worst
 
 

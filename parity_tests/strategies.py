@@ -93,6 +93,7 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
         "feed_forward": draw(st.sampled_from([None, 5])),
         "position": draw(st.sampled_from(positions)),
         "norm": draw(st.sampled_from(["layer", "rms"])),
+        "norm_epsilon": draw(st.sampled_from([1e-5, 1e-2])),
         "norm_position": draw(st.sampled_from(["pre", "post"])),
         "activation": draw(st.sampled_from(["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"])),
         "attention": attention,
@@ -105,6 +106,11 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
         "dropout": draw(st.sampled_from([0.0, 0.25])),
     }
     return ModelConfig(**(options | fixed))
+
+
+def is_smooth(config: ModelConfig) -> bool:
+    """Whether the model has three continuous derivatives: not with ReLU, its square, or linear attention's elu + 1."""
+    return "relu" not in config.activation and config.attention == "softmax"
 
 
 def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import arrays, attention_masks, configs, random_parameters, seeds, sizes
+from parity_tests.strategies import arrays, attention_masks, configs, is_smooth, random_parameters, seeds, sizes
 from reference_numpy import attention as spec
 from reference_numpy.parameters import parameter_shapes, scope
 from reference_numpy.position import alibi_slopes
@@ -119,7 +119,7 @@ def check_multi_head(name, config, shapes, B, T, S, cross, causal, seed):
         own = dict(zip(parameters, values, strict=True))
         return torch.func.functional_call(module, own, (x, memory, torch.from_numpy(mask), causal))
 
-    check_operation(name, forward, backward, run_twin, arguments, seed=seed, either_attention=True)
+    check_operation(name, forward, backward, run_twin, arguments, seed=seed, either_attention=True, smooth=is_smooth(config))
 
 
 @given(sizes(1, 3), sizes(1, 7), sizes(1, 7), st.sampled_from([1, 2, 4]), st.booleans(), seeds)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.compare import assert_within, bound_of_either, check_operation
-from parity_tests.strategies import configs, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, is_smooth, random_parameters, seeds, sizes
 from reference_numpy import block as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes, scope
@@ -47,7 +47,14 @@ def test_parity(data, cross, B, T, S, causal, seed):
 
     arguments = {"x": generator.standard_normal((B, T, config.width)), "memory": memory} | parameters
     check_operation(
-        "decoder block" if cross else "block", forward, backward, run_twin, arguments, seed=seed, either_attention=True
+        "decoder block" if cross else "block",
+        forward,
+        backward,
+        run_twin,
+        arguments,
+        seed=seed,
+        either_attention=True,
+        smooth=is_smooth(config),
     )
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 
 from parity_tests.compare import check_operation
-from parity_tests.strategies import configs, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, is_smooth, random_parameters, seeds, sizes
 from reference_numpy.feed_forward import feed_forward_backward, feed_forward_forward
 from reference_numpy.parameters import parameter_shapes, scope
 from torch_impl.feed_forward import FeedForward
@@ -28,4 +28,13 @@ def test_parity(config, B, T, seed):
         return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), (x,))
 
     name = f"feed-forward, {config.activation}"
-    check_operation(name, forward, backward, run_twin, {"x": x} | parameters, dtypes=("float64", "float32"), seed=seed)
+    check_operation(
+        name,
+        forward,
+        backward,
+        run_twin,
+        {"x": x} | parameters,
+        dtypes=("float64", "float32"),
+        seed=seed,
+        smooth=is_smooth(config),
+    )

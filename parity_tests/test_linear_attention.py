@@ -44,6 +44,7 @@ def test_parity(data, chunk, B, H, T, S, K, causal, masked, seed):
             lambda *a: twin.linear_attention(*a, causal=causal)[0],
             arguments,
             seed=seed,
+            smooth=False,  # the second derivative of elu + 1 jumps at 0
         )
 
 

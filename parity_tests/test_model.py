@@ -6,9 +6,10 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from parity_tests import oracle
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import configs, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, is_smooth, random_parameters, seeds, sizes
 from reference_numpy import model as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
@@ -57,7 +58,16 @@ def test_parity(config, B, T, S, smoothing, seed):
         logits = torch.func.functional_call(module, own, (torch.from_numpy(tokens),), options)
         return cross_entropy(logits, torch.from_numpy(targets), smoothing)
 
-    check_operation(f"model, {config.kind}", forward, backward, run_twin, parameters, seed=seed, either_attention=True)
+    check_operation(
+        f"model, {config.kind}",
+        forward,
+        backward,
+        run_twin,
+        parameters,
+        seed=seed,
+        either_attention=True,
+        smooth=is_smooth(config),
+    )
 
 
 @given(configs(kind="decoder", dropout=0.0), sizes(1, 3), st.integers(1, 7), st.data())
@@ -90,6 +100,15 @@ def test_causality_by_jacobian(config, seed):
         d_logits[0, t] = np.random.default_rng(seed).standard_normal(T)
         d_table = spec.model_backward(d_logits, cache)["token_embedding.weight"]
         assert (d_table[t + 1 :] == 0).all()
+
+
+@given(configs(dropout=0.0), sizes(1, 2), sizes(1, 5), sizes(1, 5), seeds)
+def test_against_the_definition(config, B, T, S, seed):
+    """The oracle, which shares no code with the twins: a mistake that both of them made would show here."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, extra = draw_batch(config, B, T, S, seed)
+    truth, bound = logits_bound(parameters, config, tokens, extra)
+    assert_within(oracle.logits(parameters, config, tokens, **extra), truth, bound, "the definition")
 
 
 @given(configs(dropout=0.0), sizes(1, 3), sizes(1, 3), sizes(1, 3), seeds)

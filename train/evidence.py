@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,12 @@ def main() -> None:
 def renewed(readme: str) -> str:
     """The text with its generated parts as the runs in train/logs have them. Raises ValueError for a missing mark."""
     for mark, content in (("default run", default_run()), ("evidence", evidence())):
-        parts = re.split(rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end -->)", readme, flags=re.S)
-        if len(parts) != 2:
-            raise ValueError(f"README.md: expected one part marked {mark!r}, got {len(parts) - 1}")
-        readme = content.join(parts)
+        start, end = f"<!-- {mark} -->\n", "<!-- end -->"
+        before, found, rest = readme.partition(start)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"README.md: expected a part between {start.strip()} and {end}, got none")
+        readme = before + start + content + end + after
     return readme
 
 
