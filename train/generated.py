@@ -113,9 +113,9 @@ RECIPES = {
     "reverse": _sequences(lambda key: key[::-1]),
     "sort": _sequences(lambda key: "".join(sorted(key))),
     "addition": Recipe(string.digits + "+=", 8, _sum, _add, example="123+987="),
-    # 377,777 is the longest in English. Below 100 are the words that the others consist of.
+    # The longest is 777,878 in English. Below 100 are the words that the others consist of.
     "number_words": Recipe(
-        string.ascii_lowercase + "äöüß ,-", 68, _number, _words, "21", always_trained=lambda key: int(key) < 100
+        string.ascii_lowercase + "öüß ,-", 73, _number, _words, "21", always_trained=lambda key: int(key) < 100
     ),
 }
 
