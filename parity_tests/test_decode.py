@@ -60,6 +60,23 @@ def test_logits_token_by_token(data, kind, B, prompt, seed):
             assert_within(found, truth[:, stop - 1], bound[:, stop - 1], f"logits after {stop} tokens")
 
 
+@given(configs(kind="decoder", attention="softmax", context=50), seeds)
+def test_a_long_text_token_by_token(config, seed):
+    """Far beyond the room that a cache starts with: it grows, and forgets nothing."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens = np.random.default_rng(seed).integers(0, config.vocabulary, (2, 40))
+    truth, bound = bound_of(
+        lambda *values: model_forward(dict(zip(parameters, values, strict=True)), config, tokens)[0][:, -1],
+        *parameters.values(),
+        format="float64",
+        factor=2.0,
+    )
+    for decoder in (spec.CachedDecoder(parameters, config), twin.CachedDecoder(twin_of(config, parameters))):
+        for start, stop in itertools.pairwise([0, 3, *range(15, 41)]):
+            found = decoder.append(tokens[:, start:stop])
+        assert_within(found, truth, bound, "logits after 40 tokens")
+
+
 @given(configs(kind="decoder"), sizes(1, 3), st.integers(1, 9), st.integers(0, 25), seeds)
 def test_sampling_past_the_context(config, B, prompt, count, seed):
     """The same tokens, cached or not, from either twin, far beyond the context."""
@@ -125,6 +142,14 @@ def score_of(table, tokens, ended, alpha):
     return total / spec.length_penalty(len(tokens) + ended, alpha)
 
 
+def test_length_penalty():
+    """((5 + length) / 6)^alpha by hand (Wu et al. 2016, equation 14)."""
+    assert spec.length_penalty(1, 0.6) == 1
+    assert spec.length_penalty(7, 1.0) == 2
+    assert spec.length_penalty(13, 2.0) == 9
+    assert spec.length_penalty(13, 0.0) == 1
+
+
 @given(seeds, st.sampled_from([0.0, 0.6, 1.0]), st.integers(1, 4))
 def test_wide_beam_search_is_exhaustive(seed, alpha, maximum):
     """With as many beams as there are prefixes, the best of all sequences is found."""
@@ -181,6 +206,29 @@ def test_frequencies_are_the_probabilities():
     logits, count = np.array([0.0, 1.0, 2.0, -1.0]), 40_000
     drawn = spec.next_tokens(np.tile(logits, (count, 1)), np.random.default_rng(0), temperature=0.7)
     p = np.exp(logits / 0.7) / np.exp(logits / 0.7).sum()
+    share = np.bincount(drawn, minlength=4) / count
+    assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count)).all()  # five deviations of a binomial share
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"),
+    [
+        (0, 0.45, [0.5]),
+        (0, 0.55, [0.5, 0.25]),
+        (0, 0.8, [0.5, 0.25, 0.15]),
+        (2, 1.0, [0.5, 0.25]),
+        (3, 0.8, [0.5, 0.25]),  # 0.75 of the 0.9 that top_k left
+        (3, 0.9, [0.5, 0.25, 0.15]),
+    ],
+)
+def test_what_a_cut_leaves(top_k, top_p, kept):
+    """The tokens that are left are drawn in their proportions, the others never; probabilities 0.5, 0.25, 0.15, 0.1."""
+    count, order = 10_000, [2, 0, 3, 1]  # token 2 is the likeliest
+    logits = np.empty(4)
+    logits[order] = np.log([0.5, 0.25, 0.15, 0.1])
+    drawn = spec.next_tokens(np.tile(logits, (count, 1)), np.random.default_rng(0), top_k=top_k, top_p=top_p)
+    p = np.zeros(4)
+    p[order[: len(kept)]] = np.array(kept) / sum(kept)
     share = np.bincount(drawn, minlength=4) / count
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count)).all()  # five deviations of a binomial share
 

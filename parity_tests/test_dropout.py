@@ -43,6 +43,18 @@ def test_the_share_kept(rate):
         assert abs(kept - (1 - rate)) <= 5 * deviation  # five deviations: once in a million seeds, and the seed is fixed
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_the_mean_stays(rate):
+    """What is kept makes up for what is dropped: ones stay ones on average, in both twins."""
+    count = 100_000
+    keep = spec.dropout_mask((count,), rate, np.random.default_rng(2))
+    ours, _ = spec.dropout_forward(np.ones(count), rate, keep)
+    theirs = twin.dropout(torch.ones(count, dtype=torch.float64), rate, torch.from_numpy(keep))
+    deviation = (rate / (1 - rate) / count) ** 0.5  # of the mean of 1/(1 - rate) with probability 1 - rate, else 0
+    for mean in (ours.mean(), theirs.mean().item()):
+        assert abs(mean - 1) <= 5 * deviation
+
+
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
 def test_rate_out_of_range(rate):
     for function, x in ((spec.dropout_forward, np.zeros(3)), (twin.dropout, torch.zeros(3))):

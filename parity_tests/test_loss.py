@@ -24,7 +24,7 @@ smoothings = st.sampled_from([0.0, 0.1, 0.9])
     sizes(1, 11),
     smoothings,
     st.sampled_from([None, 1, 17]),
-    st.sampled_from([1.0, 30.0]),
+    st.sampled_from([1.0, 30.0, 1e4]),
     seeds,
 )
 def test_parity(data, B, T, V, smoothing, count, magnitude, seed):

@@ -88,6 +88,78 @@ def test_newton_schulz_moves_singular_values_towards_one():
     assert (spec.newton_schulz(np.zeros((3, 4))) == 0).all()
 
 
+@given(st.integers(1, 5), seeds)
+def test_newton_schulz_is_the_polynomial_of_the_paper(n, seed):
+    """On a diagonal matrix it acts on each number alone: five times 3.4445 s - 4.7750 s^3 + 2.0315 s^5."""
+    diagonal = np.random.default_rng(seed).standard_normal(n)
+    truth, bound = bound_of(spec.newton_schulz, np.diag(diagonal), format="float64", factor=2.0)
+    s = diagonal / np.sqrt((diagonal * diagonal).sum())
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert_within(np.diag(s), truth, bound, "Newton-Schulz of a diagonal matrix")
+
+
+@given(st.sampled_from([(5, 3), (3, 5), (3, 3)]), seeds)
+def test_muon(shape, seed):
+    """Two steps of one hidden matrix, written out; spec and twin against it."""
+    rate, momentum, decay = 2e-2, 0.9, 0.1
+    w, g, more = np.random.default_rng(seed).standard_normal((3, *shape))
+
+    def written_out(w, g, more):
+        step = rate * max(1.0, shape[0] / shape[1]) ** 0.5
+        m = g
+        w = w - w * (rate * decay) - step * spec.newton_schulz(g + momentum * m)
+        m = momentum * m + more
+        return w - w * (rate * decay) - step * spec.newton_schulz(more + momentum * m)
+
+    truth, bound = bound_of(written_out, w, g, more, format="float64", factor=2.0)
+    name = "blocks.0.weight"
+    parameters, state = {name: w}, spec.muon_initial({name: w})
+    model = twin_model(parameters)
+    optimizer = twin.Muon(model.parameters(), rate, momentum, decay)
+    for gradient in (g, more):
+        parameters, state = spec.muon_step(parameters, {name: gradient}, state, rate, 0.0, momentum, weight_decay=decay)
+        set_gradients(model, {name: gradient})
+        optimizer.step()
+    assert_within(parameters[name], truth, bound, "Muon, spec")
+    assert_within(parameters_as_numpy(model)[name], truth, bound, "Muon, twin")
+
+
+def test_muon_takes_the_matrices_inside_the_blocks():
+    config = ModelConfig(layers=1, tied=False)
+    parameters = initialize(config, np.random.default_rng(0))
+    layers = (
+        "attention.query",
+        "attention.key",
+        "attention.value",
+        "attention.output",
+        "feed_forward.up",
+        "feed_forward.down",
+    )
+    hidden = {f"blocks.0.{name}.weight" for name in layers}
+    assert set(spec.muon_initial(parameters).momentum) == set(twin.hidden_matrices(Transformer(config))) == hidden
+
+
+@given(st.integers(1, 3), seeds)
+def test_a_resumed_optimizer_takes_the_same_step(steps, seed):
+    """State exported and imported into a new optimizer: the next step is the same to the bit."""
+    gradients = [random_parameters(SHAPES, seed + 1 + i) for i in range(steps + 1)]
+    model = twin_model(random_parameters(SHAPES, seed))
+    optimizer = twin.adamw(model, 1e-2, weight_decay=0.1)
+    for gradient in gradients[:-1]:
+        set_gradients(model, gradient)
+        optimizer.step()
+    resumed = twin_model(parameters_as_numpy(model))
+    resumed_optimizer = twin.adamw(resumed, 1e-2, weight_decay=0.1)
+    twin.import_state(resumed, resumed_optimizer, *twin.export_state(model, optimizer))
+    for each, its_optimizer in ((model, optimizer), (resumed, resumed_optimizer)):
+        set_gradients(each, gradients[-1])
+        its_optimizer.step()
+    assert twin.export_state(model, optimizer)[0] == twin.export_state(resumed, resumed_optimizer)[0] == steps + 1
+    after = parameters_as_numpy(resumed)
+    assert all((value == after[name]).all() for name, value in parameters_as_numpy(model).items())
+
+
 @given(st.sampled_from([1e-3, 1.0, 1e3]), seeds)
 def test_clipping(maximum, seed):
     gradients = random_parameters(SHAPES, seed)

@@ -49,6 +49,27 @@ def test_initial_deviations():
     assert (zeroed["blocks.0.feed_forward.down.weight"] == 0).all()
 
 
+def test_initial_deviations_of_two_stacks():
+    """Blocks of the decoder write into their stream three times, those of the encoder twice."""
+    config = ModelConfig(kind="encoder_decoder", width=256, layers=3)
+    parameters = initialize(config, np.random.default_rng(0), np.float64)
+    for stack, sublayers in (("encoder", 2), ("decoder", 3)):
+        for name in ("attention.output", "cross_attention.output", "feed_forward.down"):
+            value = parameters.get(f"{stack}.blocks.0.{name}.weight")
+            if value is not None:
+                expected = 0.02 / np.sqrt(3 * sublayers)
+                assert abs(value.std() / expected - 1) <= 5 / np.sqrt(2 * value.size)  # as above
+
+
+def test_gains_start_at_one_and_biases_at_zero():
+    parameters = initialize(ModelConfig(kind="encoder_decoder", qk_norm=True), np.random.default_rng(0))
+    for name, value in parameters.items():
+        if value.ndim == 1:
+            assert (value == (0 if name.endswith(".bias") else 1)).all(), name
+        else:
+            assert value.std() > 0, name
+
+
 def test_scope_and_prefixed_are_inverse():
     shapes = parameter_shapes(ModelConfig())
     inside = scope(shapes, "blocks.0.attention")

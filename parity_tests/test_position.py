@@ -32,6 +32,20 @@ def test_sinusoidal_table(start, T, width):
     assert (theirs.numpy() == ours).all()
 
 
+@given(st.integers(0, 500), sizes(0, 11), st.sampled_from([2, 4, 6, 10]))
+def test_rotary_tables(start, T, width):
+    """cos and sin of t 10000^(-2i/K), in both twins."""
+    angles = [[(start + t) * 10000 ** (-2 * i / width) for i in range(width // 2)] for t in range(T)]
+    # as for the sinusoidal table: a power and a product, two ulps each at most, then sine and cosine add one ulp
+    bound = 4 * np.spacing(np.full((T, width // 2), float(start + T))) + np.spacing(1.0)
+    ours = spec.rotary_tables(np.arange(start, start + T), width, F64)
+    theirs = twin.rotary_tables(start, start + T, width, torch.float64, torch.device("cpu"))
+    for function, table, tensor in zip((math.cos, math.sin), ours, theirs, strict=True):
+        expected = np.array([[function(angle) for angle in row] for row in angles]).reshape(T, width // 2)
+        assert_within(table, expected, bound, f"rotary table, {function.__name__}")
+        assert (tensor.numpy() == table).all()
+
+
 @given(st.data(), sizes(), sizes(1), sizes(), st.sampled_from([2, 4, 6]), st.integers(0, 1000), seeds)
 def test_rotary(data, B, H, T, K, start, seed):
     x = data.draw(arrays((B, H, T, K)))
