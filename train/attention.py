@@ -12,7 +12,7 @@ from train.generate import answer
 from train.pairs import marks, source_tokens
 from train.plots import plot_attention
 from train.run_folder import attention_of
-from train.trained import load_trained
+from train.trained import Trained, load_trained
 from train.vocabulary import Symbols, Vocabulary
 
 
@@ -27,33 +27,37 @@ def attention(config: AttentionConfig) -> list[Path]:
     if (source is not None) != pairs:
         expected = "a text to answer" if pairs else "none for a model of one text"
         raise ValueError(f"source: expected {expected}, got {'none' if source is None else repr(source)}")
-    if text is None:
-        if source is None:
-            raise ValueError("text: expected a text to read, got none")
-        text = answer(trained, source)
-    length, longest = len(trained.vocabulary.encode(text)), trained.model.context - pairs  # the mark at the start takes one
-    if length > longest:
-        unit = "characters" if isinstance(trained.vocabulary, Vocabulary) else "tokens"
-        raise ValueError(f"text: expected at most {longest} {unit}, the model's context, got {length}")
+    context = trained.model.context
     if source is None:
-        draw(trained.twin, trained.vocabulary, text, Path(config.output))
+        tokens = _text(trained, text, context)
+        draw(trained.twin, trained.vocabulary, tokens, Path(config.output))
         return [Path(config.output)]
-    source_tokens(trained.vocabulary, source, trained.model.context)  # says what is wrong with it
-    return draw_pair(trained.twin, trained.vocabulary, source, text, Path(config.output))
+    read, longest = source_tokens(trained.vocabulary, source, context), context - 1  # the mark at the start takes one
+    written = trained.vocabulary.encode(answer(trained, source))[:longest] if text is None else _text(trained, text, longest)
+    return draw_pair(trained.twin, trained.vocabulary, read, written, Path(config.output))
 
 
-def draw(twin: Twin, vocabulary: Symbols, text: str, path: Path) -> None:
-    """Draws every head of every layer for `text`, which must fit into the context."""
-    tokens = vocabulary.encode(text)
+def _text(trained: Trained, text: str | None, longest: int) -> np.ndarray:
+    """Tokens of a text. Raises: ValueError for none, and for more than `longest`."""
+    if text is None:
+        raise ValueError("text: expected a text to read, got none")
+    tokens = trained.vocabulary.encode(text)
+    if len(tokens) > longest:
+        unit = "characters" if isinstance(trained.vocabulary, Vocabulary) else "tokens"
+        raise ValueError(f"text: expected at most {longest} {unit}, the model's context, got {len(tokens)}")
+    return tokens
+
+
+def draw(twin: Twin, vocabulary: Symbols, tokens: np.ndarray, path: Path) -> None:
+    """Draws every head of every layer for tokens (T,), which must fit into the context."""
     labels = vocabulary.labels(tokens)
     plot_attention(twin.attention(tokens), labels, labels, path, "Who (down) attends to whom (across)")
 
 
-def draw_pair(twin: Twin, vocabulary: Symbols, source: str, text: str, path: Path) -> list[Path]:
-    """Draws the three attentions of an encoder-decoder that reads `source` and writes `text`; the paths of the pictures.
+def draw_pair(twin: Twin, vocabulary: Symbols, read: np.ndarray, written: np.ndarray, path: Path) -> list[Path]:
+    """Draws the three attentions of an encoder-decoder that reads and writes such tokens; the paths of the pictures.
 
     The decoder's rows are what it has just read; those of the cross-attention are what it writes next."""
-    read, written = vocabulary.encode(source), vocabulary.encode(text)
     start, end = marks(vocabulary)
     inputs, outputs = np.concatenate(([start], written)), np.concatenate((written, [end]))
     weights = twin.attention(inputs, read)

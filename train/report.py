@@ -45,9 +45,9 @@ def _draw_attention(trainer: Trainer) -> None:
     path, vocabulary = trainer.folder / run_folder.ATTENTION, trainer.task.vocabulary
     source, text = trainer.task.example()
     if source is None:
-        draw(trainer.twin, vocabulary, text, path)
+        draw(trainer.twin, vocabulary, vocabulary.encode(text), path)
     else:
-        draw_pair(trainer.twin, vocabulary, source, text, path)
+        draw_pair(trainer.twin, vocabulary, vocabulary.encode(source), vocabulary.encode(text), path)
 
 
 def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:

@@ -34,6 +34,7 @@ class Multi30k:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
+        extra("sacrebleu")  # it is needed at the end; who lacks it should hear of it now
         self._texts = {name: read_pairs(Path(config.corpus), split) for name, split in SPLITS.items()}
         self.vocabulary = _vocabulary(config, self._texts["training"])
         self._marks = marks(self.vocabulary)
@@ -41,6 +42,10 @@ class Multi30k:
         self._validation = _fitting(pairs["validation"], config.model.context)
         self._training = _fitting(pairs["training"], config.model.context)
         self._lengths = np.array([_length(pair) for pair in self._training])
+        if not self._training or not self._validation:
+            raise ValueError(
+                f"context: expected room for some pairs of {config.corpus!r}, got {config.model.context} tokens"
+            )
         self._limits = batch_limits(np.sort(self._lengths), config.batch_tokens)
         self._epoch, self._order = -1, np.arange(0)
         self.size = f"{len(self._training):,} pairs"
