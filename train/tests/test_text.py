@@ -1,0 +1,108 @@
+"""The two tasks on one text: what is hidden, what is asked, and that validation is the same in every run."""
+
+import json
+
+import numpy as np
+import pytest
+
+from train.cli import main
+from train.configuration import train_config
+from train.tests.runs import options, records, run, snapshot, write_text
+from train.text import CHOSEN, MASK, MASKED, REPLACED, LanguageModel, MaskedLanguageModel
+
+
+@pytest.fixture
+def masked(tmp_path):
+    return MaskedLanguageModel(options(tmp_path / "run", task="masked_language_model"))
+
+
+def test_devlins_shares_are_hidden_replaced_and_kept(masked):
+    """Each share within five standard deviations of a binomial."""
+    tokens = np.random.default_rng(0).integers(0, len(masked.vocabulary) - 1, (200, 300))
+    mask = masked.vocabulary.symbols.index(MASK)
+    tokens += tokens >= mask
+    batch = masked.spoilt(tokens, np.random.default_rng(1))
+    asked = batch.targets >= 0
+    assert (batch.targets[asked] == tokens[asked]).all()
+    assert (batch.tokens[~asked] == tokens[~asked]).all()
+    shown = batch.tokens[asked]
+    others = len(masked.vocabulary) - 2  # a random symbol is the right one once in so many
+    kept = 1 - MASKED - REPLACED
+    for found, share, count in (
+        (asked.mean(), CHOSEN, asked.size),
+        ((shown == mask).mean(), MASKED, shown.size),
+        ((shown == tokens[asked]).mean(), kept + REPLACED / (others + 1), shown.size),
+    ):
+        assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / count)
+    assert (CHOSEN, MASKED, REPLACED) == (0.15, 0.8, 0.1)
+    replaced = shown[(shown != mask) & (shown != tokens[asked])]
+    assert set(replaced) == set(range(len(masked.vocabulary))) - {mask}
+
+
+def test_validation_is_fixed_and_covers_the_text_once(tmp_path):
+    tasks = [
+        MaskedLanguageModel(options(tmp_path / "run", task="masked_language_model", **changes))
+        for changes in ({}, {"seed": 5, "evaluation_batch": 2, "batch": 1})
+    ]
+    plain = LanguageModel(options(tmp_path / "run"))
+    flat = []
+    for task in tasks:
+        batches = list(task.validation_batches())
+        flat.append(
+            [np.concatenate([part.ravel() for part in parts]) for parts in zip(*(b[:2] for b in batches), strict=True)]
+        )
+    assert (flat[0][0] == flat[1][0]).all()
+    assert (flat[0][1] == flat[1][1]).all()
+    tokens, targets = flat[0]
+    restored = tasks[0].vocabulary.decode(np.where(targets >= 0, targets, tokens))
+    assert restored == plain.vocabulary.decode(plain.split.validation)
+    estimate = tasks[0].estimate_batches(np.random.default_rng(0))
+    assert sum(batch.tokens.size for batch in estimate[:-1]) < 100 <= sum(batch.tokens.size for batch in estimate)
+
+
+def test_a_masked_model_learns_and_reports(tmp_path, capsys):
+    text = str(write_text(tmp_path / "text.txt", 4000))
+    shape = ["--width", "32", "--heads", "2", "--layers", "2", "--context", "32", "--batch", "8"]
+    arguments = ["--corpus", text, "--output", str(tmp_path / "run"), *shape, "--device", "cpu", "--threads", "1"]
+    assert main(["train", "--preset", "masked", *arguments, "--steps", "500", "--warmup", "20"]) == 0
+    folder = tmp_path / "run"
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["accuracy"] > 0.5
+    last = records(folder)[-1]
+    assert last["masked_characters"] == scores["characters"]
+    assert last["bits_per_masked_character"] == pytest.approx(last["validation_loss"] / np.log(2), rel=1e-15)
+    assert "nats per masked character" in capsys.readouterr().out
+    sample = (folder / "sample.txt").read_text()
+    assert "▒" in sample
+    assert "attention.png" in snapshot(folder)
+    assert main(["generate", "--run", str(folder)]) == 2
+    assert "run: expected a model that writes, got a masked language model" in capsys.readouterr().err
+    assert main(["attention", "--run", str(folder), "--text", "the king", "--output", str(tmp_path / "a.png")]) == 0
+
+
+def test_a_text_with_the_mask_in_it_is_refused(tmp_path):
+    (tmp_path / "text").write_text("the \x1a king " * 500)
+    config = train_config({"task": "masked_language_model", "corpus": str(tmp_path / "text")}, "test")
+    with pytest.raises(ValueError, match=r"^corpus: expected a text without U\+001A"):
+        MaskedLanguageModel(config)
+
+
+def test_a_language_model_refuses_a_source(trained, capsys):
+    for command, message in (
+        (["generate", "--source", "the"], "source: expected none for a language model, got 'the'"),
+        (["attention", "--text", "the", "--source", "the"], "source: expected none for a model of one text, got 'the'"),
+        (["attention"], "text: expected a text to read, got none"),
+    ):
+        assert main([command[0], "--run", str(trained), *command[1:]]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["masked_language_model", "copy"])
+def test_another_task_cannot_take_over_a_run(tmp_path, capsys, task):
+    folder = run(options(tmp_path / "run", steps=4, context=20))
+    before = snapshot(folder)
+    assert main(["train", "--resume", str(folder), "--task", task]) == 2
+    assert "task: expected language_model as in the run to resume" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder), "--optimizer", "muon"]) == 2
+    assert "optimizer: expected adamw as in the run to resume" in capsys.readouterr().err
+    assert snapshot(folder) == before
