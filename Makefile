@@ -4,13 +4,21 @@ ARGS ?=
 
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := .venv/twinformer.stamp
+SEED ?= $(shell date +%s)
+SEED := $(SEED)
+RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax activation normalization loss position \
+	attention flash_attention linear_attention feed_forward block model decode))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint clean
+.PHONY: help train test test-random test-deep bounds mutants lint clean
 
 help:
 	@echo "make train   train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
 	@echo "make test    run the whole test suite (ARGS='-k attention' passes options to pytest)"
+	@echo "make mutants make classic mistakes on purpose and write down which test notices: parity_tests/MUTANTS.md"
+	@echo "make test-random   the proof on a few fresh random examples; SEED=N repeats them"
+	@echo "make test-deep     the proof on 10,000 random examples per operation: hours"
+	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove the environment, caches and build artefacts; runs/ stays"
 
@@ -20,6 +28,21 @@ train: $(STAMP)
 # One thread a process: the tests are many small arrays, and threads of two processes would fight over the cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+
+# New examples every time; what fails prints how to reproduce it, and SEED repeats the whole.
+test-random: $(STAMP)
+	@echo "fresh random examples; to replay them: make test-random SEED=$(SEED)"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --hypothesis-profile=random --hypothesis-seed=$(SEED) $(RANDOM_TESTS)
+
+# At least 10,000 examples per operation, failures remembered in the user's cache: hours, for a machine that is free.
+test-deep: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --hypothesis-profile=deep parity_tests $(ARGS)
+
+bounds: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --write-bounds parity_tests
+
+mutants: $(STAMP)
+	$(BIN)/python -m parity_tests.mutate $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

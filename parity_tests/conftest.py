@@ -1,4 +1,4 @@
-"""Options and profiles of the proof: `--report-bounds`, and the Hypothesis profile "deep"."""
+"""Options of the proof, `--report-bounds` and `--write-bounds`, and the Hypothesis profiles "deep" and "random"."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,13 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twin
 set_hypothesis_home_dir(CACHE)  # found failures are remembered there, not in the repository
 # "ci", chosen in pyproject.toml, comes with Hypothesis: derandomised, no deadline, says how to replay a failure.
 settings.register_profile("deep", deadline=None, print_blob=True, max_examples=10_000)
+settings.register_profile("random", deadline=None, print_blob=True, max_examples=5, database=None)
+REPORT = Path(__file__).with_name("BOUNDS.md")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--report-bounds", action="store_true", help="print max(error/bound) per operation, tensor and dtype")
+    parser.addoption("--write-bounds", action="store_true", help=f"write the same as a table into {REPORT.name}")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -33,6 +36,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--write-bounds") and compare.REGISTRY:
+        REPORT.write_text(compare.markdown(), encoding="utf-8")
+        terminalreporter.write_line(f"wrote {REPORT}")
     if config.getoption("--report-bounds") and compare.REGISTRY:
         terminalreporter.section("error/bound")
         terminalreporter.write_line(compare.report())
