@@ -183,5 +183,7 @@ def _one_line(box: str) -> str:
     message = " ".join(sections[0])
     # Values that the dataclass itself refused come with the name of an inner class before the message that we wrote.
     message = re.sub(r"^Error parsing (--[\w-]+)?[^:]*: ", lambda match: f"{match[1]}: " if match[1] else "", message)
+    message = message.replace("invalid literal for int() with base 10: ", "expected a whole number, got ")
+    message = message.replace("could not convert string to float: ", "expected a number, got ")
     hint = " ".join(sections[1]) if len(sections) > 1 and sections[1][0].startswith(("Perhaps", "Available")) else ""
     return "; ".join(part for part in (message, hint) if part)

@@ -79,7 +79,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         ([], "Expected one of {train, generate, attention, check"),
         (["tarin"], "Unrecognized options: tarin; Available subcommands: train"),
         (["train", "--stpes", "3"], "Unrecognized options: --stpes, 3; Perhaps you meant: --steps INT"),
-        (["train", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'"),
+        (["train", "--steps", "many"], "--steps: expected a whole number, got 'many'"),
         (["train", "--steps"], "Missing value for argument '--steps'"),
         (["train", "--backend", "jax"], "invalid choice 'jax' for argument '--backend'"),
         (["train", "--device", "tpu"], "invalid choice 'tpu' for argument '--device'"),
