@@ -13,13 +13,13 @@ from hypothesis.extra.numpy import arrays
 from parity_tests.bounds import (
     CONFIDENCE,
     LONGDOUBLE_IS_WIDER,
+    SKETCHES,
     Tracked,
     bound_of,
     format_of,
     map_arrays,
     smallest_subnormal,
     student_quantile,
-    student_tail,
     track,
     undecided,
     unit_roundoff,
@@ -190,9 +190,8 @@ def test_constants_of_the_model():
     assert format_of(np.float32) == format_of("torch.float32")
     with pytest.raises(ValueError, match="format: expected"):
         format_of("int8")
-    assert student_tail(student_quantile(0.05, 10), 10) == pytest.approx(0.05)
-    assert student_quantile(0.05, 10) == pytest.approx(2.228139, rel=1e-6)  # Abramowitz and Stegun, table 26.10
-    assert student_quantile(0.01, 30) == pytest.approx(2.750, rel=1e-3)
+    # as printed in Abramowitz and Stegun, table 26.10, to three decimals
+    assert [f"{student_quantile(p, n):.3f}" for p, n in ((0.05, 10), (0.01, 10), (0.01, 30))] == ["2.228", "3.169", "2.750"]
     assert np.sqrt(3) * 2 < CONFIDENCE, "one elementary function, two units in the last place off, is within the bound"
 
 
@@ -200,14 +199,15 @@ def test_a_deviation_is_that_of_one_rounding():
     x = np.random.default_rng(0).standard_normal(100)
     product = track(x, "float32") * track(x[::-1], "float32")
     expected = unit_roundoff("float32") * np.abs(product.value) / np.sqrt(3)
-    np.testing.assert_allclose(product.deviation, expected.astype(float), rtol=1e-10)
+    # the deviation is a root mean square of SKETCHES equal squares, each rounded a few times in float64
+    assert (np.abs(product.deviation - expected) <= SKETCHES * np.finfo(np.float64).eps * expected).all()
 
 
 def test_what_is_used_twice_counts_twice():
     x = track(np.linspace(1, 2, 50), "float64") / 3
     doubled = x + x
     own = unit_roundoff("float64") * np.abs(doubled.value) / np.sqrt(3)  # the rounding of the sum itself
-    assert (doubled.deviation + own >= 2 * x.deviation * (1 - 1e-12)).all()
+    assert (doubled.deviation + own >= 2 * x.deviation * (1 - SKETCHES * np.finfo(np.float64).eps)).all()
     assert ((x - x).deviation == 0).all()
 
 
@@ -222,8 +222,10 @@ def test_equal_values_round_equally():
     for x in (np.full(101, 0.7), np.float64(0.7) * 2.0 ** np.arange(-50, 51)):
         quotient = track(x, "float64") / 3
         relative = quotient.sketches / np.asarray(quotient.value, dtype=np.float64)[:, None]
-        np.testing.assert_allclose(relative, np.broadcast_to(relative[0], relative.shape), rtol=1e-12)
-    assert (track(np.array([0.7, -0.7]), "float64") / 3).sketches.sum(axis=0) == pytest.approx(0, abs=0)
+        assert (
+            np.abs(relative - relative[0]) <= 4 * np.finfo(np.float64).eps * np.abs(relative[0])
+        ).all()  # two roundings each
+    assert ((track(np.array([0.7, -0.7]), "float64") / 3).sketches.sum(axis=0) == 0).all()
 
 
 def test_exact_operations_have_no_error():
