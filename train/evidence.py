@@ -17,6 +17,7 @@ from train.configuration import read_run_config
 LOGS = Path(__file__).parent / "logs"
 README = Path(__file__).parent.parent / "README.md"
 RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-numpy")
+TASKS = ("copy", "reverse", "sort", "addition", "number-words")
 SAMPLE_LINES = 22
 
 
@@ -27,7 +28,7 @@ def main() -> None:
 
 def renewed(readme: str) -> str:
     """The text with its generated parts as the runs in train/logs have them. Raises ValueError for a missing mark."""
-    for mark, content in (("default run", default_run()), ("evidence", evidence())):
+    for mark, content in (("default run", default_run()), ("evidence", evidence()), ("tasks", tasks())):
         start, end = f"<!-- {mark} -->\n", "<!-- end -->"
         before, found, rest = readme.partition(start)
         _, closed, after = rest.partition(end)
@@ -70,6 +71,22 @@ def evidence() -> str:
         lines.append(
             f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | {figures['loss']:.4f} | "
             f"{figures['bits']:.4f} | {figures['seconds']:.0f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def tasks() -> str:
+    """The table of the encoder-decoder tasks, judged on unseen pairs by what greedy decoding writes."""
+    lines = [
+        "| preset | steps | parameters | exact match | of unseen pairs | training, s |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in TASKS:
+        figures = run_figures(name)
+        scores = json.loads((LOGS / name / "scores.json").read_text(encoding="utf-8"))
+        lines.append(
+            f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | "
+            f"{100 * scores['exact_match']:.1f} % | {scores['sequences']:,} | {figures['seconds']:.0f} |"
         )
     return "\n".join([*lines, ""])
 
