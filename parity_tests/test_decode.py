@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
@@ -60,6 +60,7 @@ def test_logits_token_by_token(data, kind, B, prompt, seed):
             assert_within(found, truth[:, stop - 1], bound[:, stop - 1], f"logits after {stop} tokens")
 
 
+@settings(max_examples=10)
 @given(configs(kind="decoder", attention="softmax", context=50), seeds)
 def test_a_long_text_token_by_token(config, seed):
     """Far beyond the room that a cache starts with: it grows, and forgets nothing."""
