@@ -1,0 +1,73 @@
+"""The faults of mutants.py fit today's source, the runner tells dead from alive, and the report is of these faults."""
+
+import ast
+import re
+
+import pytest
+
+from parity_tests import mutate
+from parity_tests.mutants import BY_NAME, MUTANTS, ROOT, SPEC, TWICE, TWIN, mutated_files
+from parity_tests.mutate import Change, Verdict
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_every_fault_can_be_made(mutant):
+    """Its text occurs exactly once, and what comes out is another program, and one that Python can read."""
+    ((file, text),) = mutated_files((mutant,)).items()
+    assert ast.dump(ast.parse(text)) != ast.dump(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+
+
+def test_names_and_sentences():
+    assert len(MUTANTS) >= 60
+    assert len(BY_NAME) == len(MUTANTS)
+    assert not BY_NAME.keys() & TWICE.keys()
+    for mutant in MUTANTS:
+        assert re.fullmatch("[a-z0-9]+(_[a-z0-9]+)*", mutant.name)
+        assert mutant.mistake.endswith(".")
+        assert mutant.file.startswith(f"{TWIN}/" if mutant.name.startswith("twin_") else f"{SPEC}/")
+    for package in (SPEC, TWIN):
+        rooms = {path.name for path in (ROOT / package).glob("*.py")} - {"__init__.py", "config.py"}
+        assert {mutant.file.split("/")[1] for mutant in MUTANTS if mutant.file.startswith(package)} == rooms
+
+
+def test_the_same_mistake_twice():
+    for name, twice in TWICE.items():
+        assert name.startswith("both_")
+        files = mutated_files(tuple(BY_NAME[part] for part in twice.parts))
+        assert {file.split("/")[0] for file in files} == {SPEC, TWIN}
+
+
+TOY = {
+    "pyproject.toml": "[tool.pytest.ini_options]\naddopts = ['--import-mode=importlib']\n",
+    "toy/__init__.py": "",
+    "toy/room.py": "def half(x):\n    return x / 2\n",
+    "parity_tests/test_other.py": "from toy.room import half\ndef test_zero():\n    assert half(0) == 0\n",
+    "parity_tests/test_room.py": "from toy.room import half\ndef test_half():\n    assert half(6) == 3, half(6)\n",
+}
+OUTCOMES = {
+    "return x / 2": Verdict("", "survived", "", "", 0),
+    "return x / 3": Verdict("", "killed", "parity_tests/test_room.py::test_half", "AssertionError: 2.0", 0),
+    "return (": Verdict("", "killed", "parity_tests/test_room.py", "SyntaxError: '(' was never closed", 0),
+    "import os; os._exit(3)": Verdict("", "killed", "", "the process ended without an answer, exit status 3", 0),
+    "while True: pass": Verdict("", "timeout", "", "no verdict after 2 s of work", 0),
+}
+
+
+def test_the_runner_tells_dead_from_alive(tmp_path):
+    """A toy repository with a fault of each kind; faults do not see each other, and nothing is left behind."""
+    for file, text in TOY.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    changes = [Change(line, {"toy/room.py": TOY["toy/room.py"].replace("return x / 2", line)}) for line in OUTCOMES]
+    packages = "toy", "parity_tests"
+    verdicts = list(mutate.judge_all(changes[:-1], tmp_path, packages, jobs=2, limit=300))
+    verdicts += mutate.judge_all(changes[-1:], tmp_path, packages, limit=2)
+    for line, verdict in zip(OUTCOMES, verdicts, strict=True):
+        assert verdict._replace(seconds=0) == OUTCOMES[line]._replace(name=line)
+    assert {file: (tmp_path / file).read_text(encoding="utf-8") for file in TOY} == TOY
+
+
+def test_unknown_names_are_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        mutate.main(["--only", "no_such_fault"])
+    assert "expected the name of a fault in parity_tests/mutants.py, got no_such_fault" in capsys.readouterr().err
