@@ -42,9 +42,10 @@ class Multi30k:
         self._validation = _fitting(pairs["validation"], config.model.context)
         self._training = _fitting(pairs["training"], config.model.context)
         self._lengths = np.array([_length(pair) for pair in self._training])
-        if not self._training or not self._validation:
+        longest = self._longest_judged()
+        if longest > config.model.context or not self._training or not self._validation:
             raise ValueError(
-                f"context: expected room for some pairs of {config.corpus!r}, got {config.model.context} tokens"
+                f"context: expected at least {longest}, the longest source to judge by, got {config.model.context}"
             )
         self._limits = batch_limits(np.sort(self._lengths), config.batch_tokens)
         self._epoch, self._order = -1, np.arange(0)
@@ -99,6 +100,11 @@ class Multi30k:
 
     def example(self) -> tuple[str | None, str]:
         return self._texts["test"][0]
+
+    def _longest_judged(self) -> int:
+        """Tokens of the longest source that is to be translated: who cannot read it should hear of it before training."""
+        judged = [source for name in ("validation", "test") for source, _ in self._texts[name]]
+        return max(len(self.vocabulary.encode(source)) for source in judged)
 
     def _tokens(self, pair: tuple[str, str]) -> Pair:
         return Pair(*(self.vocabulary.encode(text) for text in pair))

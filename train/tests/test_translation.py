@@ -129,12 +129,17 @@ def test_an_epoch_has_every_pair_once_in_another_order_each_time(corpus, tmp_pat
 
 
 def test_pairs_beyond_the_context_are_left_out_and_counted(corpus, tmp_path):
-    whole, short = (Multi30k(options(corpus, tmp_path / "run", context=context)) for context in (200, 20))
+    long = "a man sees the green dog. " * 5
+    for language in ("en", "de"):
+        path = corpus / f"train.{language}.gz"
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + long.encode() + b"\n"))
+    whole, short = (Multi30k(options(corpus, tmp_path / "run", context=context)) for context in (400, 40))
     assert whole.facts["longer_than_the_context"] == 0
-    assert whole.facts["training"] == 60
-    assert 0 < short.facts["training"] < 60
-    assert short.facts["longer_than_the_context"] == 67 - short.facts["training"] - short.facts["validation"]
-    assert all(batch.tokens.shape[1] <= 20 for batch in short.validation_batches())
+    assert whole.facts["training"] == 61
+    assert short.facts["training"] + short.facts["validation"] == 68 - short.facts["longer_than_the_context"] < 68
+    assert all(batch.tokens.shape[1] <= 40 for batch in short.validation_batches())
+    with pytest.raises(ValueError, match=r"^context: expected at least \d+, the longest source to judge by, got 9"):
+        Multi30k(options(corpus, tmp_path / "run", context=9))
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
