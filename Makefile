@@ -10,12 +10,13 @@ RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax ac
 	attention flash_attention linear_attention feed_forward block model decode))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-random test-deep bounds mutants lint clean
+.PHONY: help train test test-random test-deep bounds mutants generic-mutants lint clean
 
 help:
 	@echo "make train   train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
 	@echo "make test    run the whole test suite (ARGS='-k attention' passes options to pytest)"
 	@echo "make mutants make classic mistakes on purpose and write down which test notices: parity_tests/MUTANTS.md"
+	@echo "make generic-mutants   change the twins in every place that a machine finds (ARGS='--count 100'): hours"
 	@echo "make test-random   the proof on a few fresh random examples; SEED=N repeats them"
 	@echo "make test-deep     the proof on 10,000 random examples per operation: hours"
 	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
@@ -43,6 +44,10 @@ bounds: $(STAMP)
 
 mutants: $(STAMP)
 	$(BIN)/python -m parity_tests.mutate $(ARGS)
+
+generic-mutants: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[mutants]'
+	$(BIN)/python -m parity_tests.generic $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from parity_tests import mutate
+from parity_tests import generic, mutate
+from parity_tests.generic import faults_in
 from parity_tests.mutants import BY_NAME, MUTANTS, ROOT, SPEC, TWICE, TWIN, mutated_files
 from parity_tests.mutate import Change, Verdict
 
@@ -71,3 +72,33 @@ def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         mutate.main(["--only", "no_such_fault"])
     assert "expected the name of a fault in parity_tests/mutants.py, got no_such_fault" in capsys.readouterr().err
+
+
+def test_generic_faults_change_what_runs_and_nothing_else():
+    pytest.importorskip("cosmic_ray", reason="only `make generic-mutants` needs it")
+    text = '''"""1 + 1"""
+def half(x: int | None = 2) -> "1 < 2":
+    if x < 0:
+        raise ValueError(f"x: expected at least {0}, got {x}")
+    return x / 2
+'''
+    found = {(fault.line.split()[0], fault.changed.replace(" ", "")) for fault in faults_in("room.py", text)}
+    for expected in ("returnx*2", "returnx/3", "returnx/1", "ifx<=0:", "ifx>=0:", "ifnotx<0:"):
+        assert any(changed == expected for _, changed in found), expected
+    assert {first for first, _ in found} == {"def", "if", "return"}  # nothing of what is said, to a reader or a user
+    assert {changed for first, changed in found if first == "def"} == {
+        f'defhalf(x:int|None={default})->"1<2":' for default in (1, 3)
+    }
+
+
+def test_a_share_with_its_uncertainty():
+    low, high = generic.wilson(95, 100)
+    assert low < 0.95 < high
+    assert generic.wilson(0, 0) == (0.0, 1.0)
+    contents = {"command": "c", "date": "d", "faults": 2, "results": [TOY_SURVIVOR]}
+    text = generic.report(contents)
+    assert "**0 of 1 killed, 0.0 %**" in text
+    assert "not explained" in text
+
+
+TOY_SURVIVOR = {"outcome": "survived", "file": "toy/room.py", "line": "a | b", "changed": "a & b", "name": "toy"}
