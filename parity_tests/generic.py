@@ -177,7 +177,7 @@ def report(contents: dict[str, Any]) -> str:
         "# What the proof notices of faults without thought",
         "",
         "Every operator, number, comparison, decision, loop and decorator of the twins, changed one at a time by the",
-        "operators of cosmic-ray ([generic.py](generic.py) lists them). [MUTANTS.md](MUTANTS.md) has the mistakes of people.",
+        "operators of cosmic-ray ([generic.py](generic.py) lists them). The mistakes of people: [MUTANTS.md](MUTANTS.md).",
         "",
         f"Written by `{contents['command']}`, last on {contents['date']}. Do not edit.",
         "",

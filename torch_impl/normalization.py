@@ -8,7 +8,13 @@ from reference_numpy.config import ModelConfig
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
-    """weight * (x - mean) / sqrt(variance + epsilon) + bias, with the biased variance. Shapes: x (..., D), the rest (D,)."""
+    """weight * (x - mean) / sqrt(variance + epsilon) + bias, with the biased variance. Shapes: x (..., D), the rest (D,).
+
+    torch's backward for a CPU sums d x and d and subtracts afterwards: where the mean is far above the deviation, digits
+    cancel. From rows that are centred already nothing is left to cancel.
+    """
+    if x.device.type == "cpu":
+        x = x - x.mean(dim=-1, keepdim=True)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
 
