@@ -184,6 +184,75 @@ def assert_rejected(actual: Any, truth: np.ndarray, bound: np.ndarray, what: str
         raise AssertionError(f"{what}: the comparison accepts {fault} for {truth[place]} (bound {bound[place]})")
 
 
+# ---- the errors of a whole tensor
+
+
+class Moments(NamedTuple):
+    """Of the errors of a tensor in units of their own modelled deviations: their sum, and the mean of their squares."""
+
+    total: float
+    square: float
+
+
+def _moments_of(error: np.ndarray, deviation: np.ndarray) -> Moments:
+    scaled = (error / deviation).astype(np.float64)
+    return Moments(float(scaled.sum()), float((scaled * scaled).mean()))
+
+
+def moment_limits(tracked: Tracked) -> Moments:
+    """What the sum of the scaled errors, and the mean of their squares, exceed as rarely as an error its bound.
+
+    The sketches are draws of all errors together, with their correlations, so each gives a draw of either moment. The sum is
+    (nearly) Gaussian, and its limit Student's quantile times its deviation, as for one element. A sketch rounds by one
+    deviation every time; a machine by up to sqrt(3) of them, at worst every time: hence the 3, times what the spread of the
+    logarithm of the sketches' mean squares allows (0 where every error is one rounding, large where all errors are one).
+    """
+    counts = np.isfinite(tracked.value) & (tracked.deviation > 0)
+    scaled = tracked.sketches[counts] / tracked.deviation[counts][:, None]
+    totals, squares = scaled.sum(axis=0), (scaled * scaled).mean(axis=0)
+    spread = float(np.log(np.maximum(squares, np.finfo(float).tiny)).std())
+    with np.errstate(over="ignore"):
+        return Moments(CONFIDENCE * math.sqrt(float((totals * totals).mean())), 3 * float(np.exp(CONFIDENCE * spread)))
+
+
+def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Tracked], what: str, factor: float) -> None:
+    """Assert that the errors are not systematically large: a bias, or a spread that no single element gives away.
+
+    The maximum alone would let every element be off by eight deviations to the same side. `factor` is the twin's; of
+    several models (see `tiled`) one must fit. Raises AssertionError with both moments and their limits.
+    """
+    said = []
+    for tracked in models:
+        counts = np.isfinite(truth) & (tracked.deviation > 0)
+        if not counts.any():
+            return
+        error = np.asarray(actual)[counts].astype(np.longdouble) - truth[counts]
+        found, limit = _moments_of(error, factor * tracked.deviation[counts]), moment_limits(tracked)
+        if abs(found.total) <= limit.total + math.sqrt(3) and found.square <= limit.square:
+            return
+        said.append(
+            f"sum of scaled errors {found.total:.3g} (limit {limit.total:.3g}), mean square {found.square:.3g} "
+            f"(limit {limit.square:.3g}) over {counts.sum()} elements"
+        )
+    raise AssertionError(f"{what}: no element is out of bounds, but together they are: {'; '.join(said)}")
+
+
+def assert_drift_rejected(truth: np.ndarray, models: Sequence[Tracked], what: str, factor: float) -> None:
+    """Canary: errors that are within their bounds one by one, but sum to CANARY times the limit, must be rejected."""
+    limits = [moment_limits(tracked) for tracked in models if (np.isfinite(truth) & (tracked.deviation > 0)).any()]
+    if not limits:
+        return
+    deviation = np.max([tracked.deviation for tracked in models], axis=0)
+    counts = np.isfinite(truth) & (deviation > 0)
+    each = CANARY * (max(limit.total for limit in limits) + math.sqrt(3)) / int(counts.sum())
+    drifted = np.where(counts, truth + factor * each * deviation, truth)
+    try:
+        assert_moments_within(drifted, truth, models, what, factor)
+    except AssertionError:
+        return
+    raise AssertionError(f"{what}: the comparison accepts a drift of {each:.3g} deviations in every element")
+
+
 # ---- two algorithms of one function
 
 
@@ -431,6 +500,9 @@ def _compare(actual: Any, tracked: Any, other: Any, what: str, dtype: Any, facto
     bound = tracked.bound() if other is tracked else np.maximum(tracked.bound(), other.bound())
     tally = assert_within(actual, tracked.value, bound, what, dtype, factor)
     assert_rejected(actual, tracked.value, bound, what, factor)
+    models = (tracked,) if other is tracked else (tracked, other)
+    assert_moments_within(actual, tracked.value, models, what, factor)
+    assert_drift_rejected(tracked.value, models, what, factor)
     return tally
 
 
