@@ -10,7 +10,7 @@ RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax ac
 	attention flash_attention linear_attention feed_forward block model decode))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-random test-deep bounds mutants generic-mutants lint clean
+.PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog lint clean
 
 help:
 	@echo "make train   train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
@@ -20,6 +20,8 @@ help:
 	@echo "make test-random   the proof on a few fresh random examples; SEED=N repeats them"
 	@echo "make test-deep     the proof on 10,000 random examples per operation: hours"
 	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
+	@echo "make figures draw every figure from committed results, and renew the texts that quote them"
+	@echo "make blog    build the site, blog/site/index.html: the post, the annotated source, the reports"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove the environment, caches and build artefacts; runs/ stays"
 
@@ -48,6 +50,12 @@ mutants: $(STAMP)
 generic-mutants: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[mutants]'
 	$(BIN)/python -m parity_tests.generic $(ARGS)
+
+figures: $(STAMP)
+	$(BIN)/python -m blog.figures
+
+blog: $(STAMP)
+	$(BIN)/python -m blog.build
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ MAY_IMPORT = {  # of our own packages
     "reference_numpy": {"reference_numpy"},
     "torch_impl": {"reference_numpy", "torch_impl"},
     "train": {"reference_numpy", "torch_impl", "train", "parity_tests"},  # of the proof, the instruments only: see below
+    "blog": {"reference_numpy", "train", "blog"},
 }
 INSTRUMENTS = {"parity_tests.bounds", "parity_tests.compare"}
 SPEC_MAY_IMPORT = {"numpy", "math", "typing", "collections", "dataclasses"}  # nothing of weight besides NumPy

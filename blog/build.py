@@ -1,0 +1,224 @@
+"""`make blog`: writes blog/site/, which a browser opens from the folder, with no network and no server.
+
+Pages: the post, the annotated source of the spec with the twin and the proof beside it, and whatever reports the committed
+results hold. A page whose results are not there is left out, and with it every link to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import posixpath
+import re
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from blog import annotate, markup, source
+from blog.post import TEMPLATE, rendered
+
+ROOT = source.ROOT
+FOLDER = Path(__file__).parent
+SITE = FOLDER / "site"
+STYLE = FOLDER / "site.css"
+ATTENTION_PAGE = "train/logs/default/attention.html"
+PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
+
+
+class Report(NamedTuple):
+    """A page made of a Markdown file that some command has written."""
+
+    page: str
+    title: str
+    places: tuple[str, ...]
+    """Where the Markdown may be; the first that exists is taken."""
+
+
+REPORTS = (
+    Report("bounds.html", "Error over bound", ("parity_tests/BOUNDS.md",)),
+    Report("mutants.html", "Mutants", ("parity_tests/MUTANTS.md",)),
+    Report("ladder.html", "From bigram to GPT", ("train/logs/ladder/ladder.md",)),
+    Report("pitfalls.html", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
+    Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md", "train/logs/ablations/ablation.md")),
+    Report("benchmarks.html", "Benchmarks", ("train/benchmarks/report.md", "train/benchmarks/README.md")),
+)
+
+
+class Page(NamedTuple):
+    """One file of the site: its path there, its title, and its body."""
+
+    path: str
+    title: str
+    body: str
+    wide: bool = False
+
+
+def main() -> None:
+    """Build the site and say where it is."""
+    parser = argparse.ArgumentParser(prog="python -m blog.build", description="Build the site.")
+    parser.add_argument("--output", type=Path, default=SITE, help="folder to write, emptied first")
+    folder = parser.parse_args().output
+    build(folder)
+    print(f"{folder / 'index.html'}: {len(list(folder.rglob('*.html')))} pages")
+
+
+def build(folder: Path) -> None:
+    """Write the whole site into the folder, which is emptied first. Raises ValueError for a link that leads nowhere."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "index.html").exists():
+        raise ValueError(f"output: expected a folder that is empty or holds a site, got {str(folder)!r}")
+    shutil.rmtree(folder, ignore_errors=True)
+    site = Site(folder)
+    for page in site.pages():
+        site.write(page)
+    site.copy_files()
+    (folder / "site.css").write_text(style(), encoding="utf-8")
+
+
+class Site:
+    """Where everything of the repository stands in the site, and what of it was linked to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._reports = {report: place for report in REPORTS if (place := _first(report.places))}
+        self._files: set[str] = set()
+        self._source = [f"{package}/{path.name}" for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
+
+    def pages(self) -> Iterator[Page]:
+        """All pages; those of other source files last, when it is known which of them are linked to."""
+        post = rendered(TEMPLATE.read_text(encoding="utf-8"), anchors=True)
+        yield Page("index.html", "The transformer, written twice", self.markdown(post, "blog/post.md", "index.html"))
+        for report, place in self._reports.items():
+            yield Page(report.page, report.title, self._report(report, place), wide=True)
+        if self._has_attention():
+            yield Page("look.html", "Attention", self._attention(), wide=True)
+        yield Page("source/index.html", "The annotated source", self._contents())
+        for path in self._source:
+            room = Path(path).stem
+            annotated = path.startswith(annotate.SPEC) and room != "__init__"
+            body = annotate.page(room) if annotated else annotate.plain_page(path)
+            yield Page(self._page_of_source(path), path, body, wide=True)
+
+    def write(self, page: Page) -> None:
+        """One page in the frame that all share."""
+        path = self.folder / page.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        up = "../" * page.path.count("/")
+        text = templates().get_template("page.html").render(page=page, up=up, menu=self._menu())
+        path.write_text(text, encoding="utf-8")
+
+    def copy_files(self) -> None:
+        """The figures and files that pages refer to."""
+        for file in sorted(self._files):
+            target = self.folder / _copied(file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / file, target)
+
+    def markdown(self, text: str, origin: str, page: str) -> str:
+        """Markdown of the repository's file `origin` as the body of a page, its links led to their places in the site."""
+        body = markup.to_html(text)
+        return re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
+
+    def _led(self, target: str, origin: str, page: str) -> str:
+        """A link of the file `origin` as a link of the page."""
+        if re.match(r"[a-z]+:|#", target):
+            return target
+        path, mark, anchor = target.partition("#")
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
+        return posixpath.relpath(self._place(path, origin), posixpath.dirname(page) or ".") + mark + anchor
+
+    def _place(self, path: str, origin: str) -> str:
+        """Where a file or folder of the repository stands in the site. Raises ValueError for one that is not there."""
+        if path in self._source:
+            return self._page_of_source(path)
+        for report, place in self._reports.items():
+            if path == place:
+                return report.page
+        if path in PACKAGES:
+            return "source/index.html"
+        if path.endswith(".py") and (ROOT / path).is_file():
+            self._source.append(path)  # written later: pages() is still going through the list
+            return self._page_of_source(path)
+        if not (ROOT / path).is_file():
+            raise ValueError(f"{origin}: expected a link to a file of the repository, got {path!r}")
+        self._files.add(path)
+        return _copied(path)
+
+    def _report(self, report: Report, place: str) -> str:
+        """The report, and the pictures beside it that it does not show itself."""
+        text = (ROOT / place).read_text(encoding="utf-8")
+        shown = {posixpath.basename(link) for link in markup.links_of(markup.tokens_of(text))}
+        folder = posixpath.dirname(place)
+        pictures = [path.name for path in sorted((ROOT / folder).glob("*.png")) if path.name not in shown]
+        extra = "\n\n".join(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in pictures)
+        return self.markdown(f"{text}\n\n{extra}\n", place, report.page)
+
+    def _has_attention(self) -> bool:
+        return (ROOT / ATTENTION_PAGE).is_file()
+
+    def _attention(self) -> str:
+        self._files.add(ATTENTION_PAGE)
+        file = _copied(ATTENTION_PAGE)
+        frame = f'<iframe class="tall" src="{file}" title="attention"></iframe>'
+        return f'<h1>Attention</h1>{frame}<p><a href="{file}">The same on its own page</a></p>'
+
+    def _contents(self) -> str:
+        """The list of rooms, each with its twin and its proof."""
+        return (
+            templates()
+            .get_template("contents.html")
+            .render(
+                rooms=[
+                    (room, source.module_docstring(f"{annotate.SPEC}/{room}.py").split("\n\n")[0])
+                    for room in annotate.rooms()
+                ],
+                exists=lambda path: (ROOT / path).is_file(),
+            )
+        )
+
+    @staticmethod
+    def _page_of_source(path: str) -> str:
+        return f"source/{path.removesuffix('.py')}.html"
+
+    def _menu(self) -> list[tuple[str, str]]:
+        entries = [("index.html", "Post"), ("source/index.html", "Annotated source")]
+        if self._has_attention():
+            entries.append(("look.html", "Attention"))
+        return entries + [(report.page, report.title) for report in self._reports]
+
+
+def style() -> str:
+    """The style sheet: ours, and Pygments' colours for light and dark."""
+    from pygments.formatters.html import HtmlFormatter
+
+    light = HtmlFormatter(style="friendly").get_style_defs("pre")
+    dark = HtmlFormatter(style="github-dark").get_style_defs("pre")
+    rules = STYLE.read_text(encoding="utf-8")
+    return f"{rules}\n{_tokens(light)}\n@media screen and (prefers-color-scheme: dark) {{\n{_tokens(dark)}\n}}\n"
+
+
+def _tokens(definitions: str) -> str:
+    """The rules for tokens alone: neither the background nor the line numbers, which are ours."""
+    return "\n".join(line for line in definitions.splitlines() if re.match(r"pre \.\w+ ", line) and ".line" not in line)
+
+
+@cache
+def templates() -> Environment:
+    """The frame of a page and the list of rooms."""
+    return Environment(
+        loader=FileSystemLoader(FOLDER / "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def _copied(path: str) -> str:
+    return f"files/{path}"
+
+
+def _first(places: tuple[str, ...]) -> str | None:
+    return next((place for place in places if (ROOT / place).is_file()), None)
+
+
+if __name__ == "__main__":
+    main()

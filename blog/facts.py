@@ -1,0 +1,237 @@
+"""Every number that the post may use: its text, the committed file it was read from, and the command that makes it.
+
+A fact whose file is not there yet does not exist; the parts of the post that need it are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from blog import source
+from reference_numpy.softmax import softmax_backward, softmax_forward
+from train import run_folder
+from train.evidence import LOGS, TASKS, run_figures
+
+ROOT = LOGS.parent.parent
+BOUNDS = ROOT / "parity_tests" / "BOUNDS.md"
+MUTANTS = ROOT / "parity_tests" / "mutants.json"
+SHOWN_OPERATIONS = {  # operation of the table of bounds -> its room
+    "linear": "linear",
+    "softmax": "softmax",
+    "layer_norm": "normalization",
+    "rms_norm": "normalization",
+    "gelu": "activation",
+    "rotary": "position",
+    "attention, explicit": "attention",
+    "multi-head attention": "attention",
+    "flash attention": "flash_attention",
+    "linear attention": "linear_attention",
+    "block": "block",
+    "cross_entropy": "loss",
+    "model, decoder": "model",
+    "model, encoder_decoder": "model",
+}
+
+
+class Fact(NamedTuple):
+    """One number or word as the post prints it."""
+
+    text: str
+    file: str
+    """Where it was read, from the root of the repository; for what is computed on the spot, the code that does."""
+    command: str
+    """What makes that file, or the number itself."""
+
+
+class Bound(NamedTuple):
+    """One row of the table of bounds."""
+
+    operation: str
+    dtype: str
+    witness: str
+    """spec, twin, complex step or central difference."""
+    tensor: str
+    """Empty where the witness compares all gradients at once."""
+    ratio: float
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it is about a gradient; the two difference quotients are about nothing else."""
+        return self.tensor.startswith("d_") or not self.tensor
+
+
+@cache
+def facts() -> dict[str, Fact]:
+    """All facts there are, by name. Raises ValueError if one group claims the name of another."""
+    found: dict[str, Fact] = {}
+    for group in (_runs, _tasks, _complexity, _bounds, _mutants, _scale):
+        for name, fact in group():
+            if name in found:
+                raise ValueError(f"facts: expected one fact of a name, got two called {name!r}")
+            found[name] = fact
+    return found
+
+
+def has(group: str) -> bool:
+    """Whether there is any fact of the group: has("mutants")."""
+    return any(name == group or name.startswith(f"{group}.") for name in facts())
+
+
+@cache
+def bounds() -> list[Bound]:
+    """The rows of BOUNDS.md that belong to the model, not to the instrument's own tests."""
+    rows = []
+    for line in BOUNDS.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|") or not re.fullmatch(r"[\d.]+(e[-+]?\d+)?", cells[3]) or cells[0].startswith("bounds:"):
+            continue
+        operation, dtype, name, ratio = cells[:4]
+        witness, _, tensor = name.partition(" ")
+        if witness not in ("spec", "twin"):
+            witness, tensor = name, ""
+        rows.append(Bound(operation, dtype, witness, tensor, float(ratio)))
+    return rows
+
+
+@cache
+def mutants() -> list[dict[str, Any]]:
+    """The verdicts on the named faults; none before they were judged."""
+    return json.loads(MUTANTS.read_text(encoding="utf-8"))["results"] if MUTANTS.exists() else []
+
+
+def _runs() -> Iterator[tuple[str, Fact]]:
+    """Language models with a log: default, the two of nanoGPT's shape, and the best when it is there."""
+    commands = {
+        "default": "make train",
+        "best": "twinformer train --preset best",
+        "nanogpt-cpu-torch": "twinformer train --preset nanogpt-cpu",
+        "nanogpt-cpu-numpy": "twinformer train --preset nanogpt-cpu --backend numpy",
+    }
+    for name, command in commands.items():
+        if not (LOGS / name / run_folder.LOG).exists():
+            continue
+        figures, file = run_figures(name), f"train/logs/{name}/{run_folder.LOG}"
+        config = json.loads((LOGS / name / run_folder.CONFIG).read_text(encoding="utf-8"))
+        symbols = config["options"]["vocabulary"]
+        first = next(r for r in run_folder.read_log(LOGS / name) if r.get("validation_loss") is not None)
+        texts = {
+            "loss": f"{figures['loss']:.3f}",
+            "bits": f"{figures['bits']:.3f}",
+            "steps": f"{figures['steps']:,}",
+            "parameters": f"{figures['parameters']:,}",
+            "seconds": f"{figures['seconds']:.0f}",
+            "minutes": f"{figures['seconds'] / 60:.0f}",
+            "cores": str(figures["cores"]),
+            "symbols": str(symbols),
+            "guess": f"{math.log(symbols):.3f}",
+            "first": f"{first['validation_loss']:.3f}",
+            "layers": str(config["options"]["layers"]),
+            "heads": str(config["options"]["heads"]),
+            "width": str(config["options"]["width"]),
+        }
+        yield from ((f"{name}.{key}", Fact(text, file, command)) for key, text in texts.items())
+        for key, value in config.get("text", {}).items():  # entropies of what knows nothing but frequencies, if noted
+            if key in ("unigram_nats", "bigram_nats"):
+                yield f"{name}.{key.removesuffix('_nats')}", Fact(f"{value:.3f}", f"train/logs/{name}/config.json", command)
+
+
+def _tasks() -> Iterator[tuple[str, Fact]]:
+    for name in TASKS:
+        file = LOGS / name / run_folder.SCORES
+        scores = json.loads(file.read_text(encoding="utf-8"))
+        where, command = f"train/logs/{name}/{run_folder.SCORES}", f"twinformer train --preset {name}"
+        yield f"task.{name}.exact", Fact(f"{100 * scores['exact_match']:.1f} %", where, command)
+        yield f"task.{name}.pairs", Fact(f"{scores['sequences']:,}", where, command)
+
+
+def _complexity() -> Iterator[tuple[str, Fact]]:
+    file, command = LOGS / "complexity" / "complexity.json", "twinformer complexity"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    where = "train/logs/complexity/complexity.json"
+    for name, slope in content["slopes"].items():
+        form, figure = name.split()
+        yield f"complexity.{form}.{figure}", Fact(f"{slope:.2f}", where, command)
+    records = {(record["form"], record["T"]): record for record in content["records"]}
+    longest = max(T for form, T in records if form == "plain")
+    yield "complexity.T", Fact(f"{longest:,}", where, command)
+    for form in ("plain", "tiled", "linear"):
+        record = records[form, longest]
+        yield f"complexity.{form}.mebibytes", Fact(f"{record['bytes'] / 2**20:,.0f}", where, command)
+        yield f"complexity.{form}.time", Fact(f"{record['seconds']:.2f}", where, command)
+
+
+def _bounds() -> Iterator[tuple[str, Fact]]:
+    rows, command = bounds(), "make bounds"
+    where = "parity_tests/BOUNDS.md"
+    worst = max(rows, key=lambda row: row.ratio)
+    yield "bounds.cells", Fact(f"{len(rows):,}", where, command)
+    yield "bounds.worst", Fact(f"{worst.ratio:.2f}", where, command)
+    yield "bounds.operations", Fact(str(len({row.operation for row in rows})), where, command)
+    canary = source.line("parity_tests/compare.py", "CANARY = ").split("=")[1].split("#")[0]
+    yield "bounds.canary", Fact(f"{float(canary):g}", "parity_tests/compare.py", "make test")
+
+
+def _mutants() -> Iterator[tuple[str, Fact]]:
+    if not mutants():
+        return
+    where, command = "parity_tests/mutants.json", "make mutants"
+    outcomes = [verdict["outcome"] for verdict in mutants()]
+    yield "mutants.total", Fact(str(len(outcomes)), where, command)
+    yield "mutants.dead", Fact(str(len(outcomes) - outcomes.count("survived")), where, command)
+    yield "mutants.survived", Fact(str(outcomes.count("survived")), where, command)
+
+
+def _scale() -> Iterator[tuple[str, Fact]]:
+    """What the scale of the scores does, on random queries and keys, with the spec's own softmax."""
+    K, S, queries = 64, 32, 2000
+    generator = np.random.default_rng(0)
+    query, key = generator.standard_normal((queries, K)), generator.standard_normal((queries, S, K))
+    d_p = generator.standard_normal((queries, S))
+    scores = np.einsum("nk,nsk->ns", query, key)
+    where, command = "blog/facts.py", "python -m blog.post"
+    yield "scale.K", Fact(str(K), where, command)
+    yield "scale.S", Fact(str(S), where, command)
+    for name, x in (("raw", scores), ("scaled", scores / math.sqrt(K))):
+        p, cache = softmax_forward(x)
+        norms = np.sqrt((softmax_backward(d_p, cache) ** 2).sum(axis=-1))
+        yield f"scale.{name}.deviation", Fact(f"{x.std():.1f}", where, command)
+        yield f"scale.{name}.largest", Fact(f"{p.max(axis=-1).mean():.2f}", where, command)
+        yield f"scale.{name}.gradient", Fact(f"{np.quantile(norms, 0.1):.1g}", where, command)
+        yield f"scale.{name}.mean", Fact(f"{norms.mean():.2f}", where, command)
+
+
+def bounds_table() -> str:
+    """The worst error/bound per operation and witness, as Markdown."""
+    lines = ["| operation | spec | complex step | twin |", "| --- | --- | --- | --- |"]
+    for operation, room in SHOWN_OPERATIONS.items():
+        worst = worst_of([row for row in bounds() if row.operation == operation])
+        cells = [f"{worst[witness]:.2f}" if witness in worst else "" for witness in ("spec", "complex step", "twin")]
+        lines.append(f"| [{operation}](../reference_numpy/{room}.py) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def worst_of(rows: Iterable[Bound]) -> dict[str, float]:
+    """The worst error/bound of each witness among the rows."""
+    worst: dict[str, float] = {}
+    for row in rows:
+        worst[row.witness] = max(row.ratio, worst.get(row.witness, 0.0))
+    return worst
+
+
+def sample_lines(name: str, count: int) -> str:
+    """The first lines of what a run wrote."""
+    text = (LOGS / name / run_folder.SAMPLE).read_text(encoding="utf-8").strip("\n")
+    return "\n".join(line.rstrip() for line in text.splitlines()[:count]).rstrip()
+
+
+def exists(path: str) -> bool:
+    """Whether the repository has this file."""
+    return (Path(ROOT) / path).exists()

@@ -1,0 +1,105 @@
+"""The site: built into an empty folder, every link and anchor leads somewhere inside it, and nothing comes from outside."""
+
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import pytest
+
+from blog import build, markup
+
+
+class Page(HTMLParser):
+    """The ids and links of a page, and what it would fetch."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.ids, self.links, self.fetched = set(), [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        if "id" in attributes:
+            assert attributes["id"] not in self.ids, f"id {attributes['id']} twice"
+            self.ids.add(attributes["id"])
+        self.links += [attributes[name] for name in ("href", "src") if attributes.get(name)]
+        self.fetched += [attributes["src"]] if attributes.get("src") else []
+        assert tag != "script", "the pages need no script"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    build.build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    own = (path for path in site.rglob("*.html") if "files" not in path.relative_to(site).parts)
+    return {path: Page(path.read_text(encoding="utf-8")) for path in own}
+
+
+def test_pages(site, pages):
+    names = {path.relative_to(site).as_posix() for path in pages}
+    assert {"index.html", "bounds.html", "source/index.html", "source/reference_numpy/attention.html"} <= names
+
+
+def test_every_link_leads_somewhere(pages):
+    for path, page in pages.items():
+        for link in page.links:
+            if link.startswith("data:"):
+                continue
+            assert not re.match(r"[a-z]+:|//", link), f"{path}: {link} leaves the folder"
+            file, _, anchor = link.partition("#")
+            target = (path.parent / unquote(file)).resolve() if file else path
+            assert target.is_file(), f"{path}: {link}"
+            assert not anchor or target not in pages or anchor in pages[target].ids, f"{path}: {link}"
+
+
+def test_style_fetches_nothing(site):
+    assert "url(" not in (site / "site.css").read_text(encoding="utf-8")
+
+
+def test_the_post_shows_its_figures_and_formulas(site, pages):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert text.count("<img") >= 3
+    assert text.count("<math") > 30
+    assert "\\frac" not in text
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(ValueError, match="output: expected a folder that is empty or holds a site"):
+        build.build(tmp_path)
+    assert (tmp_path / "precious.txt").exists()
+
+
+def test_a_link_to_nothing_is_an_error(tmp_path):
+    site = build.Site(tmp_path)
+    with pytest.raises(ValueError, match="expected a link to a file of the repository, got 'no/such/file'"):
+        site.markdown("[x](../no/such/file)", "blog/post.md", "index.html")
+
+
+def test_a_report_that_is_not_there_is_left_out(tmp_path, monkeypatch):
+    absent = build.Report("absent.html", "Absent", ("train/logs/absent/absent.md",))
+    monkeypatch.setattr(build, "REPORTS", (absent,))
+    assert all(page.path != "absent.html" for page in build.Site(tmp_path).pages())
+
+
+@pytest.mark.parametrize(("tex", "expected"), [("a_i", "<msub>"), (r"\mathrm{mean}(x)", "<mi>mean</mi>")])
+def test_math(tex, expected):
+    assert expected in markup.math(tex)
+
+
+def test_sums_have_their_limits_below():
+    assert "<munder>" in markup.math(r"\left( \sum_i x_i \right)", display=True)
+
+
+def test_unknown_math_is_an_error():
+    with pytest.raises(ValueError, match=r"got \\nosuchcommand"):
+        markup.math(r"\nosuchcommand{x}")
+
+
+def test_slugs_are_those_of_a_code_host():
+    assert markup.slug("The backward pass, in full") == "the-backward-pass-in-full"

@@ -1,0 +1,79 @@
+"""The post is what its template makes of today's results and source; its length, its links and its numbers are held."""
+
+import re
+
+import pytest
+from jinja2 import UndefinedError
+
+from blog import facts, markup, post, source
+from blog.post import POST, TEMPLATE, rendered
+
+WORDS = 1000, 2000
+WRITTEN_BY_HAND = {"2017"}  # the year of a paper
+
+
+def test_the_post_is_not_stale():
+    assert POST.read_text(encoding="utf-8") == rendered(TEMPLATE.read_text(encoding="utf-8")), "run: python -m blog.post"
+
+
+def test_length():
+    prose = markup.text_of(markup.tokens_of(POST.read_text(encoding="utf-8")))
+    assert WORDS[0] <= len(re.findall(r"[^\W\d_][\w'’-]*", prose)) <= WORDS[1]
+
+
+def test_no_number_was_typed_by_hand():
+    """Numbers of the prose come from facts; mathematics may have its own."""
+    bare = re.sub(r"\{\{.*?\}\}|\{%.*?%\}", "", TEMPLATE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = markup.text_of(markup.tokens_of(bare))
+    assert set(re.findall(r"\d[\d.,]*\d|\d", prose)) <= WRITTEN_BY_HAND
+
+
+def test_links_of_the_post():
+    """Every link leads to a file or folder of the repository, or to a heading of the post."""
+    text = POST.read_text(encoding="utf-8")
+    tokens = markup.tokens_of(text)
+    headings = {str(token.attrs["id"]) for token in tokens if token.type == "heading_open"}
+    links = markup.links_of(tokens)
+    assert len(links) > 10
+    for link in links:
+        path, _, anchor = link.partition("#")
+        assert (POST.parent / path).exists() if path else anchor in headings, link
+        assert not (path and anchor), f"{link}: a code host has no such anchor"
+
+
+def test_every_number_names_a_file_and_a_command():
+    for name, fact in facts.facts().items():
+        assert (source.ROOT / fact.file).exists(), name
+        assert fact.command.split()[0] in ("make", "twinformer", "python"), name
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ('{{ n("default.no_such_number") }}', "expected a fact that exists, got 'default.no_such_number'"),
+        ('{{ code("reference_numpy/softmax.py", "softmax_sideways") }}', "got 'softmax_sideways'"),
+        ('{{ line("reference_numpy/softmax.py", "softmax_backward", "no such text") }}', "got 0"),
+        ('{{ line("reference_numpy/no_room.py", "softmax_backward", "return") }}', "got 'reference_numpy/no_room.py'"),
+        ('{{ holds(1 > 2, "one is more") }}', "got otherwise: one is more"),
+        ('{{ mutant("no_such_fault") }}', "got 'no_such_fault'"),
+    ],
+)
+def test_what_is_gone_is_an_error(template, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        rendered(template)
+
+
+def test_an_unknown_name_is_an_error():
+    with pytest.raises(UndefinedError):
+        rendered("{{ no_such_name }}")
+
+
+def test_a_changed_result_changes_the_post(monkeypatch):
+    changed = facts.facts() | {"default.loss": facts.Fact("9.999", "train/logs/default/log.jsonl", "make train")}
+    monkeypatch.setattr(post, "facts", lambda: changed)
+    assert "9.999" in rendered(TEMPLATE.read_text(encoding="utf-8"))
+
+
+def test_the_ledger_lists_what_was_used():
+    assert "| `make train` |" in rendered('{{ n("default.steps") }} {{ ledger() }}')
+    assert "make train" not in rendered('{{ n("complexity.T") }} {{ ledger() }}')
