@@ -1,80 +1,66 @@
-"""`twinformer attention`: what every head of every layer attends to, as pictures."""
+"""`twinformer attention`: what every head of every layer attends to, as pictures or as a page."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from train.backend import Twin
-from train.configuration import AttentionConfig
-from train.generate import answer
-from train.pairs import marks, source_tokens
+from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import parameter_count
+from train import run_folder
+from train.attention_page import Moment, QueryKey, attention_page
+from train.checkpoint import write_atomically
+from train.configuration import AttentionConfig, Backend, Device
+from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read
 from train.plots import plot_attention
 from train.run_folder import attention_of
-from train.trained import Trained, load_trained
-from train.vocabulary import Symbols, Vocabulary
+from train.trained import Trained, load_trained, load_twin
 
 
 def attention(config: AttentionConfig) -> list[Path]:
-    """Draws the picture, or the three of a sequence-to-sequence model, and returns the paths.
+    """Draws the picture, or the three of a sequence-to-sequence model, or writes the page, and returns the paths.
 
     Raises: ValueError when the run has no usable model, a text is too long or missing or one too many, or a character is not
     in the vocabulary."""
     trained = load_trained(config.run, config.backend, config.device)
-    source, text = config.source, config.text
-    pairs = trained.model.kind == "encoder_decoder"
-    if (source is not None) != pairs:
-        expected = "a text to answer" if pairs else "none for a model of one text"
-        raise ValueError(f"source: expected {expected}, got {'none' if source is None else repr(source)}")
-    context = trained.model.context
-    if source is None:
-        tokens = _text(trained, text, context)
-        draw(trained.twin, trained.vocabulary, tokens, Path(config.output))
-        return [Path(config.output)]
-    read, longest = source_tokens(trained.vocabulary, source, context), context - 1  # the mark at the start takes one
-    written = trained.vocabulary.encode(answer(trained, source))[:longest] if text is None else _text(trained, text, longest)
-    return draw_pair(trained.twin, trained.vocabulary, read, written, Path(config.output))
+    reading = read(trained, config.text, config.source)
+    if config.html is not None:
+        page = page_of_run(Path(config.run), trained, reading, config.backend, config.device)
+        write_atomically(Path(config.html), page.encode())
+        return [Path(config.html)]
+    return draw(look(trained.twin, trained.vocabulary, reading), Path(config.output))
 
 
-def _text(trained: Trained, text: str | None, longest: int) -> np.ndarray:
-    """Tokens of a text. Raises: ValueError for none, and for more than `longest`."""
-    if text is None:
-        raise ValueError("text: expected a text to read, got none")
-    tokens = trained.vocabulary.encode(text)
-    if len(tokens) > longest:
-        unit = "characters" if isinstance(trained.vocabulary, Vocabulary) else "tokens"
-        raise ValueError(f"text: expected at most {longest} {unit}, the model's context, got {len(tokens)}")
-    return tokens
-
-
-def draw(twin: Twin, vocabulary: Symbols, tokens: np.ndarray, path: Path) -> None:
-    """Draws every head of every layer for tokens (T,), which must fit into the context."""
-    labels = vocabulary.labels(tokens)
-    plot_attention(twin.attention(tokens), labels, labels, path, "Who (down) attends to whom (across)")
-
-
-def draw_pair(twin: Twin, vocabulary: Symbols, read: np.ndarray, written: np.ndarray, path: Path) -> list[Path]:
-    """Draws the three attentions of an encoder-decoder that reads and writes such tokens; the paths of the pictures.
-
-    The decoder's rows are what it has just read; those of the cross-attention are what it writes next."""
-    start, end = marks(vocabulary)
-    inputs, outputs = np.concatenate(([start], written)), np.concatenate((written, [end]))
-    weights = twin.attention(inputs, read)
-    rows = {"encoder": (read, read), "decoder": (inputs, inputs), "cross": (outputs, read)}
-    titles = {
-        "encoder": "Encoder: who (down) attends to whom (across)",
-        "decoder": "Decoder: who (down) attends to whom (across)",
-        "cross": "Cross-attention: what is looked at (across) while each symbol (down) is written",
-    }
-    paths = []
-    for stack, (down, across) in rows.items():
-        paths.append(path.with_name(attention_of(stack, path.name)))
-        arrays = {f"layer {name.split('.')[2]}": array for name, array in weights.items() if _stack(name) == stack}
-        plot_attention(arrays, vocabulary.labels(down), vocabulary.labels(across), paths[-1], titles[stack])
+def draw(stacks: Sequence[Stack], path: Path) -> list[Path]:
+    """Draws every head of every layer: one picture, or one for each stack of an encoder-decoder; their paths."""
+    paths = [path if stack.name == "own" else path.with_name(attention_of(stack.name, path.name)) for stack in stacks]
+    for stack, name in zip(stacks, paths, strict=True):
+        plot_attention(stack.weights, stack.rows, stack.columns, name, f"{stack.title}: who (down) attends to whom (across)")
     return paths
 
 
-def _stack(name: str) -> str:
-    """encoder.blocks.0.attention -> encoder; decoder.blocks.0.cross_attention -> cross."""
-    return "cross" if name.endswith("cross_attention") else name.split(".")[0]
+def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend = "torch", device: Device = "auto") -> str:
+    """The page on what the models of a run attend to: the finished one, and those that it has kept on the way.
+
+    Raises: ValueError for a model that is damaged or has linear attention, and for a text too long for one page."""
+    model, kept = trained.model, moments(run)
+    losses = losses_near(run_folder.read_log(run), [step for step, _ in kept])
+    seen = []
+    for (step, path), loss in zip(kept, losses, strict=True):
+        twin = trained.twin if path.name == run_folder.MODEL else load_twin(path, backend, device)
+        seen.append(Moment(step, loss, look(twin, trained.vocabulary, reading)))
+    kind = model.kind.replace("_", "-")
+    shape = f"{kind}, {parameter_count(model):,} parameters, {model.layers} layers, {model.heads} heads"
+    caches = attention_caches(trained.twin.parameters(), model, reading).values()
+    detail = [
+        QueryKey(*(np.stack([getattr(c.attention, n)[0] for c in layers]) for n in ("query", "key"))) for layers in caches
+    ]
+    return attention_page(seen, f"What {run.resolve().name} attends to", shape, "nats", detail, _then(model))
+
+
+def _then(model: ModelConfig) -> str:
+    """What stands between the scaled product of query and key and the weight."""
+    steps = [] if model.softcap is None else ["soft cap"]
+    return ", ".join([*steps, *(["ALiBi's penalty"] if model.position == "alibi" else []), "mask and softmax"])

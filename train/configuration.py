@@ -57,7 +57,17 @@ COUNTS_FROM_1 = (
     "evaluation_characters",
     "log_every",
 )
-COUNTS_FROM_0 = ("warmup", "decay", "average", "evaluate_every", "checkpoint_every", "sample_length", "seed", "threads")
+COUNTS_FROM_0 = (
+    "warmup",
+    "decay",
+    "average",
+    "evaluate_every",
+    "checkpoint_every",
+    "snapshots",
+    "sample_length",
+    "seed",
+    "threads",
+)
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,8 @@ class TrainConfig:
     """Characters in an estimate of the validation loss during training; the final one always takes all."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 for one at the end only."""
+    snapshots: int = 0
+    """Models kept in half precision on the way, closer together at the beginning, to look at with `twinformer attention`."""
     log_every: int = 10
     """Steps between records in log.jsonl."""
     sample_length: int = 1000
@@ -221,6 +233,8 @@ class AttentionConfig:
     """What a sequence-to-sequence model answers."""
     output: str = "attention.png"
     """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
+    html: str | None = None
+    """HTML file to write instead: a page to explore, with a slider over training if the run has kept snapshots."""
     backend: Backend = "torch"
     """Twin that reads."""
     device: Device = "auto"

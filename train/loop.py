@@ -55,6 +55,15 @@ def prepare(config: TrainConfig) -> Trainer:
     return trainer
 
 
+def snapshot_steps(count: int, steps: int) -> set[int]:
+    """Steps after which to keep a model: 0, and from a hundredth of `steps` on evenly on a logarithmic scale.
+
+    The finished model stands for the last step. Short runs have fewer, since two cannot share a step."""
+    if count == 0:
+        return set()
+    return {0, *map(round, np.geomspace(max(1.0, steps / 100), steps, count)[:-1])} - {steps}
+
+
 def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
     """Mean loss over all targets that count, nats per token; sums in float64, so that batching does not matter."""
     total, count = 0.0, 0
@@ -74,6 +83,7 @@ class Trainer:
         parameters = initialize(config.model, self.streams["initialization"], dtype)
         self.twin = create_backend(config.model, parameters, config, self.streams["dropout"])
         self._estimate = task.estimate_batches(self.streams["evaluation"])
+        self._snapshots = snapshot_steps(config.snapshots, config.steps)
         self.step = 0  # updates done
         self.training_seconds = self.evaluation_seconds = 0.0
 
@@ -86,10 +96,12 @@ class Trainer:
         with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=None) as bar:
             if self.step == 0:
                 self._evaluate(bar)
+                self._take_snapshot()
             while self.step < config.steps:
                 self._advance(bar)
                 if on_step is not None:
                     on_step(self.step)
+                self._take_snapshot()
                 if _due(self.step, config.evaluate_every) and self.step < config.steps:
                     self._evaluate(bar)
                 if _due(self.step, config.checkpoint_every) or self.step == config.steps or interrupts.seen:
@@ -145,14 +157,22 @@ class Trainer:
         for kept, path in run_folder.kept(self.folder):
             if kept > step or not self._is_kept(kept):
                 path.unlink()
+        for taken, path in run_folder.snapshots(self.folder):
+            if taken > step:
+                path.unlink()
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint after `step` is one to average; what Ctrl-C leaves in between is not."""
         return step == self.config.steps or _due(step, self.config.checkpoint_every)
 
-    def _save_model(self, name: str) -> None:
-        model, vocabulary = self.config.model, self.task.vocabulary
-        save_model(self.folder / name, self.twin.parameters(), model, vocabulary, self.step)
+    def _take_snapshot(self) -> None:
+        """Keeps the model where its turn has come. Half precision is enough for pictures, and half the size."""
+        if self.step in self._snapshots:
+            self._save_model(run_folder.SNAPSHOT.format(step=self.step), np.float16)
+
+    def _save_model(self, name: str, dtype: type | None = None) -> None:
+        parameters = {n: array if dtype is None else array.astype(dtype) for n, array in self.twin.parameters().items()}
+        save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
 
     def _advance(self, bar: tqdm) -> None:
         """One step, timed and, when its turn comes, logged."""

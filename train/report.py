@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from train import run_folder
-from train.attention import draw, draw_pair
+from train.attention import draw
 from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
+from train.looking import Reading, look, pair_reading
 from train.loop import Outcome, Trainer, prepare
 from train.plots import plot_loss
 
@@ -42,12 +43,10 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
 
 def _draw_attention(trainer: Trainer) -> None:
     """Every head of every layer on the task's example."""
-    path, vocabulary = trainer.folder / run_folder.ATTENTION, trainer.task.vocabulary
-    source, text = trainer.task.example()
-    if source is None:
-        draw(trainer.twin, vocabulary, vocabulary.encode(text), path)
-    else:
-        draw_pair(trainer.twin, vocabulary, vocabulary.encode(source), vocabulary.encode(text), path)
+    vocabulary, (source, text) = trainer.task.vocabulary, trainer.task.example()
+    tokens = vocabulary.encode(text)
+    reading = Reading(tokens) if source is None else pair_reading(vocabulary, vocabulary.encode(source), tokens)
+    draw(look(trainer.twin, vocabulary, reading), trainer.folder / run_folder.ATTENTION)
 
 
 def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:

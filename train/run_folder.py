@@ -27,6 +27,7 @@ SUBWORDS = "subwords.json"
 STACKS = ("encoder", "decoder", "cross")  # an encoder-decoder has a picture of each
 FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, SAMPLE, SCORES)
 KEPT = "checkpoint-{step:08d}.safetensors"  # a model kept to be averaged
+SNAPSHOT = "snapshot-{step:08d}.safetensors"  # a model kept to be looked at
 
 # What belongs to this invocation and not to the run; it is not written into config.json.
 OF_THE_CALL = ("output", "overwrite", "resume")
@@ -69,7 +70,8 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
 def own_files(folder: Path) -> list[Path]:
     """What a run has left in its folder."""
     names = [*FILES, *(attention_of(stack) for stack in STACKS)]
-    return [folder / name for name in names if (folder / name).exists()] + [path for _, path in kept(folder)]
+    numbered = [path for _, path in [*kept(folder), *snapshots(folder)]]
+    return [folder / name for name in names if (folder / name).exists()] + numbered
 
 
 def attention_of(stack: str, path: str = ATTENTION) -> str:
@@ -79,7 +81,16 @@ def attention_of(stack: str, path: str = ATTENTION) -> str:
 
 def kept(folder: Path) -> list[tuple[int, Path]]:
     """Step and file of the models kept to be averaged, in order."""
-    found = [(re.fullmatch(r"checkpoint-(\d{8})\.safetensors", path.name), path) for path in folder.glob("checkpoint-*")]
+    return _numbered(folder, "checkpoint")
+
+
+def snapshots(folder: Path) -> list[tuple[int, Path]]:
+    """Step and file of the models kept to be looked at, in order."""
+    return _numbered(folder, "snapshot")
+
+
+def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
+    found = [(re.fullmatch(rf"{name}-(\d{{8}})\.safetensors", path.name), path) for path in folder.glob(f"{name}-*")]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 

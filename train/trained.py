@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from reference_numpy.config import ModelConfig
 from train import run_folder, streams
 from train.backend import Twin, create_backend
@@ -32,3 +34,10 @@ def load_trained(run: str, backend: Backend, device: Device) -> Trained:
     here = TrainConfig(backend=backend, device=device)
     twin = create_backend(model, parameters, here, streams.stream(0, "dropout"))
     return Trained(twin, vocabulary, model, options)
+
+
+def load_twin(path: Path, backend: Backend, device: Device) -> Twin:
+    """The model of one file, in float32 where it was kept in half precision. Raises: ValueError as `load_model`."""
+    parameters, model, _ = load_model(path)
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in parameters.items()}
+    return create_backend(model, widened, TrainConfig(backend=backend, device=device), streams.stream(0, "dropout"))

@@ -1,0 +1,267 @@
+"""The attention page: what is packed comes back, what does not fit is left out and said, and a browser shows all of it."""
+
+import base64
+import json
+import re
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from train.attention_page import Moment, QueryKey, attention_page
+from train.cli import main
+from train.looking import Stack
+from train.tests.browser import opened
+from train.tests.runs import options, run
+
+TEXT = "the king\nand "
+LAYERS, HEADS, K = 2, 3, 5
+LABELS = [{" ": "␣", "\n": "↵"}.get(symbol, symbol) for symbol in TEXT]
+STEPS = (0, 7, 50)
+
+
+def weights(generator, T, S, causal=False):
+    scores = np.exp(2 * generator.normal(size=(HEADS, T, S))) * (np.tri(T, S) if causal else 1)
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def stack(generator, name="own", rows=LABELS, columns=LABELS):
+    layers = {f"layer {i}": weights(generator, len(rows), len(columns), name == "own") for i in range(LAYERS)}
+    return Stack(name, f"{name} attention", layers, list(rows), list(columns))
+
+
+@pytest.fixture
+def moments():
+    generator = np.random.default_rng(0)
+    return [Moment(step, 4.0 / (1 + step), [stack(generator)]) for step in STEPS]
+
+
+@pytest.fixture
+def detail():
+    generator = np.random.default_rng(1)
+    return [QueryKey(*generator.normal(size=(2, LAYERS, HEADS, len(TEXT), K)))]
+
+
+def data_of(page):
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
+
+
+def unpacked(codes, dtype: Any = np.uint8):
+    return np.frombuffer(zlib.decompress(base64.b64decode(codes)), dtype)
+
+
+def test_weights_come_back_within_what_their_format_can_hold(moments):
+    data = data_of(attention_page(moments, "a title", "a line"))
+    assert [moment["step"] for moment in data["moments"]] == list(STEPS)
+    for moment, packed in zip(moments, data["moments"], strict=True):
+        expected = np.stack(list(moment.stacks[0].weights.values()))
+        got = (unpacked(packed["codes"]).reshape(expected.shape) / 255.0) ** 2
+        bound = np.maximum((2 * np.sqrt(expected) + 1 / 510) / 510, 1 / 255**2)
+        assert (abs(got - expected) <= bound).all()
+        assert ((got == 0) == (expected == 0)).all(), "0 stands for what is masked, and for nothing else"
+
+
+def test_queries_and_keys_come_back(moments, detail):
+    packed = data_of(attention_page(moments, "", "", detail=detail))["detail"]
+    values = unpacked(packed["codes"], "<i2").reshape(2, LAYERS, HEADS, len(TEXT), K)
+    for got, scale, expected in zip(values, packed["scales"], detail[0], strict=True):
+        assert (abs(got * scale - expected) <= scale * (0.5 + 1e-9)).all()
+
+
+def test_a_page_has_room_for_so_much(moments, detail):
+    page = attention_page(moments, "", "", detail=detail)
+    parts = [len(moment["codes"]) for moment in data_of(page)["moments"]]
+    own = len(attention_page(moments[-1:], "", "")) - parts[-1]
+    less = data_of(attention_page(moments, "", "", most_bytes=own + parts[0] + parts[2]))
+    assert [moment["step"] for moment in less["moments"]] == [0, 50]
+    assert less["detail"] is None
+    assert "2 of 3 kept steps" in attention_page(moments, "", "", most_bytes=own + parts[0] + parts[2])
+    assert "kept steps" not in page
+    with pytest.raises(ValueError, match="take a shorter one"):
+        attention_page(moments, "", "", most_bytes=1000)
+    with pytest.raises(ValueError, match="moments: expected at least one, got none"):
+        attention_page([], "", "")
+
+
+def test_no_text_can_leave_its_place(moments):
+    nasty = ["</script><script>alert(1)</script>", "{{script}}", "<!--", *LABELS[3:]]
+    moments = [moment._replace(stacks=[moment.stacks[0]._replace(rows=nasty, columns=nasty)]) for moment in moments]
+    page = attention_page(moments, "<b>{{data}}", "&amp;")
+    assert data_of(page)["stacks"][0]["rows"] == nasty
+    assert page.count("</script>") == 2
+    assert "<title>&lt;b&gt;{{data}}</title>" in page
+    assert "http:" not in page and "https:" not in page and "src=" not in page
+
+
+# ------------------------------------------------------------------------------------------------------ in a browser
+
+
+@pytest.fixture
+def path(tmp_path, moments, detail):
+    path = tmp_path / "page.html"
+    path.write_text(attention_page(moments, "A <run>", "small", detail=detail), encoding="utf-8")
+    return path
+
+
+def wait_for(page, condition):
+    """Asks again and again; the page's own policy forbids a waiting function inside it."""
+    for _ in range(6000):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(10)
+    raise AssertionError(f"{condition} did not come true")
+
+
+def settled(page):
+    """Waits until the page has drawn what was asked for last."""
+    wait_for(page, "shown !== null && document.documentElement.dataset.shown === String(requested) && planned === null")
+
+
+def picture(page, canvas="matrix"):
+    settled(page)
+    return page.evaluate(f"document.getElementById('{canvas}').toDataURL()")
+
+
+def said(page):
+    settled(page)
+    return page.inner_text("#said")
+
+
+def weight_of(moments, time, layer, head, row, column):
+    weight = moments[time].stacks[0].weights[f"layer {layer}"][head, row, column]
+    return (np.rint(255 * np.sqrt(weight)) / 255) ** 2
+
+
+def test_layer_head_step_and_theme_change_what_is_shown(chromium, path, moments):
+    with opened(chromium, path, color_scheme="light") as page:
+        seen = {picture(page)}
+        assert page.inner_text("h1") == "A <run>"
+        assert "layer 0, head 0" in page.inner_text("#about")
+        page.select_option("#layer", "1")
+        seen.add(picture(page))
+        assert "layer 1, head 0" in page.inner_text("#about")
+        page.select_option("#head", "2")
+        seen.add(picture(page))
+        page.select_option("#head", "-1")
+        seen.add(picture(page))
+        assert "mean of all heads" in page.inner_text("#about")
+        page.focus("#time")
+        page.keyboard.press("ArrowLeft")
+        seen.add(picture(page))
+        assert page.inner_text("#when").split("\n") == ["step 7 of 50", "training loss 0.500 nats"]
+        page.keyboard.press("Home")
+        seen.add(picture(page))
+        assert page.inner_text("#when").startswith("step 0 of 50")
+        page.select_option("#scale", "0.5")
+        seen.add(picture(page))
+        page.click("#theme")
+        seen.add(picture(page))
+        assert len(seen) == 8, "every choice gives another picture"
+        page.click("#overview button:nth-child(6)")
+        assert (settled(page), page.inner_text("#about"))[1].startswith("own attention: layer 1, head 2;")
+        assert page.locator("#overview button[aria-pressed=true]").count() == 1
+
+
+def test_keys_and_pointer_show_the_numbers_of_the_model(chromium, path, moments):
+    with opened(chromium, path) as page:
+        assert said(page) == "␣ (12) of 13", "the last token is shown until another is chosen"
+        page.focus("#matrix")
+        for key in ("Home", *["ArrowDown"] * 5, *["ArrowRight"] * 3):
+            page.keyboard.press(key)
+        assert said(page) == f"i (5) → e (2): weight {weight_of(moments, 2, 0, 0, 5, 2):.3f}"
+        row = [weight_of(moments, 2, 0, 0, 5, column) for column in range(6)]
+        numbers = [float(text) for text in page.locator("#ranking td:last-child").all_inner_texts()]
+        assert numbers == [round(weight, 3) for weight in sorted(row, reverse=True)]
+        page.hover(".text span:nth-child(1)")
+        assert said(page).startswith("i (5)"), "what a key chose is kept"
+        page.keyboard.press("Escape")
+        assert said(page) == "No token is chosen."
+        page.hover(".text span:nth-child(3)")
+        assert said(page) == "e (2) of 13"
+        page.hover(
+            "#matrix",
+            position=page.evaluate("({x: matrix.margin + 1.5 * matrix.cell, y: matrix.margin + 4.5 * matrix.cell})"),
+        )
+        assert said(page) == f"k (4) → h (1): weight {weight_of(moments, 2, 0, 0, 4, 1):.3f}"
+        page.hover("#lines", position={"x": 5, "y": 5})
+        assert said(page) == "t (0) of 13"
+
+
+def test_query_and_key_give_the_score(chromium, path, moments, detail):
+    with opened(chromium, path, "#layer=1&head=2&row=8&column=3") as page:
+        settled(page)
+        wait_for(page, "!document.getElementById('detail').hidden")
+        product = float(detail[0].query[1, 2, 8] @ detail[0].key[1, 2, 3])
+        assert f"Sum {product:.2f}, divided by √{K}: {product / np.sqrt(K):.2f}; mask and softmax" in page.inner_text(
+            "#detail-about"
+        )
+        page.focus("#time")
+        page.keyboard.press("Home")
+        settled(page)
+        assert page.locator("#detail").is_hidden(), "queries and keys are those of the last step"
+
+
+def test_who_attends_to_a_token_is_shown_too(chromium, path, moments):
+    with opened(chromium, path) as page:
+        page.select_option("#direction", "column")
+        page.focus(".text div")
+        page.keyboard.press("Home")
+        settled(page)
+        assert page.inner_text("#ranking-about") == "t (0) is attended to by"
+        column = sorted((weight_of(moments, 2, 0, 0, row, 0) for row in range(13)), reverse=True)[:8]
+        numbers = [float(text) for text in page.locator("#ranking td:last-child").all_inner_texts()]
+        assert numbers == [round(weight, 3) for weight in column]
+
+
+def test_the_page_follows_the_colours_of_the_system_until_told_otherwise(chromium, path):
+    with opened(chromium, path, color_scheme="dark") as page:
+        color = "getComputedStyle(document.body).backgroundColor"
+        settled(page)
+        dark = page.evaluate(color)
+        page.emulate_media(color_scheme="light")
+        wait_for(page, f"{color} !== '{dark}'")
+        page.click("#theme")
+        settled(page)
+        assert page.evaluate(color) == dark
+        assert page.get_attribute("#theme", "aria-pressed") == "true"
+
+
+def test_hundreds_of_tokens_on_a_phone(chromium, tmp_path):
+    labels = ["Wörter"] * 3 + list("abcdefghij" * 30)
+    generator = np.random.default_rng(2)
+    path = tmp_path / "page.html"
+    path.write_text(attention_page([Moment(1, None, [stack(generator, "own", labels, labels)])], "", ""), encoding="utf-8")
+    with opened(chromium, path, viewport={"width": 360, "height": 640}, device_scale_factor=2) as page:
+        settled(page)
+        assert page.locator("#training").is_hidden(), "there is nothing to slide over"
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
+        page.focus("#matrix")
+        page.keyboard.press("ArrowUp")
+        assert said(page) == "i (301) of 303"
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
+def test_every_kind_of_model(chromium, tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setattr("train.generated.HELD_OUT", 10)  # a small test set is answered soon
+    task = {"decoder": "language_model", "encoder": "masked_language_model", "encoder_decoder": "reverse"}[kind]
+    folder = run(options(tmp_path / "run", task=task, context=17, steps=3, snapshots=2, evaluate_every=0))
+    texts = ["--source", "cafe", "--text", "efac"] if kind == "encoder_decoder" else ["--text", TEXT]
+    path = tmp_path / "page.html"
+    assert main(["attention", "--run", str(folder), *texts, "--html", str(path), "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    with opened(chromium, path) as page:
+        settled(page)
+        assert page.inner_text("#when").startswith("step 3 of 3")
+        if kind == "encoder_decoder":
+            page.select_option("#stack", "2")
+            page.focus('.text div[data-side="row"]')
+            page.keyboard.press("Home")
+            assert said(page) == "e (0) of 5"
+            assert page.locator(".text").count() == 2
+        else:
+            assert page.locator("#stack").is_hidden()
+        before = picture(page)
+        page.focus("#time")
+        page.keyboard.press("Home")
+        assert picture(page) != before
