@@ -165,6 +165,12 @@ def docstring_html(text: str, equations: list[Equation], note: Note | None = Non
     return re.sub("\x00(\\d+)\x00", lambda found: _equation_html(equations[int(found[1])], note), text)
 
 
+def summary(room: str) -> str:
+    """What the module's docstring begins with, as HTML."""
+    first = source.module_docstring(f"{SPEC}/{room}.py").split("\n\n")[0]
+    return docstring_html(first, [equation for equation in _of_module(room) if equation.text in first])
+
+
 def href(link: Link) -> str:
     """Where the line stands in the site, seen from a page of the annotated source."""
     return f"../{link.path.removesuffix('.py')}.html#L{link.line}"
@@ -172,7 +178,7 @@ def href(link: Link) -> str:
 
 def _note_html(room: str, path: str, part: Part) -> str:
     if part.symbol is None:
-        return docstring_html(source.module_docstring(path), []) if part.docstring[0] else ""
+        return docstring_html(source.module_docstring(path), _of_module(room)) if part.docstring[0] else ""
     note = note_of(room, part.symbol.name)
     pieces = [f'<h2 id="{part.symbol.name}"><a href="#{part.symbol.name}">{part.symbol.name}</a></h2>']
     pieces.append(docstring_html(part.symbol.text, note.equations, note))
@@ -221,6 +227,11 @@ def _line_html(number: int, line: str) -> str:
 def _escaped(text: str) -> str:
     """Text of a docstring as HTML: only backticks mean anything in it."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+
+def _of_module(room: str) -> list[Equation]:
+    """The formulas of the module's own docstring, which no single line computes."""
+    return [Equation(text, tex, None, None) for text, tex in table().get(room, {}).get("module", {}).get("equations", [])]
 
 
 def _equation(room: str, name: str, row: list[str], twin_name: str | None) -> Equation:

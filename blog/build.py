@@ -170,10 +170,7 @@ class Site:
             templates()
             .get_template("contents.html")
             .render(
-                rooms=[
-                    (room, source.module_docstring(f"{annotate.SPEC}/{room}.py").split("\n\n")[0])
-                    for room in annotate.rooms()
-                ],
+                rooms=[(room, annotate.summary(room)) for room in annotate.rooms()],
                 exists=lambda path: (ROOT / path).is_file(),
             )
         )

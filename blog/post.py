@@ -6,6 +6,8 @@ comparison that no longer holds. A test compares post.md with what this module w
 
 from __future__ import annotations
 
+import re
+import textwrap
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from blog.facts import bounds_table, facts, has, mutants, sample_lines
 from train.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent
+WIDTH = 119
+GLUE = "\u2060"  # holds a formula or a piece of code together while lines are broken
+FORMULA_OR_CODE = re.compile(r"\$[^$]+\$|`[^`]+`")
+PROSE = re.compile(r"\s*(\*|\*\*)?[^\W\d_]")  # not a heading, list, table, fence, formula, figure or tag
 TEMPLATE, POST = FOLDER / "post.template.md", FOLDER / "post.md"
 
 
@@ -74,7 +80,21 @@ def rendered(template: str, anchors: bool = False) -> str:
         "bounds_table": bounds_table,
         "ledger": ledger,
     }
-    return environment().from_string(template).render(names)
+    return wrapped(environment().from_string(template).render(names))
+
+
+def wrapped(markdown: str) -> str:
+    """The same with every paragraph of prose broken into lines anew: filling numbers in changes their length."""
+    blocks = markdown.split("\n\n")
+    inside = False  # a fence, which may hold empty lines
+    for index, block in enumerate(blocks):
+        if not inside and PROSE.match(block) and "```" not in block:
+            whole = re.sub(FORMULA_OR_CODE, lambda found: re.sub(r"\s+", GLUE, found[0]), block.strip("\n"))
+            filled = textwrap.fill(whole, WIDTH, break_long_words=False, break_on_hyphens=False).replace(GLUE, " ")
+            before, after = len(block) - len(block.lstrip("\n")), len(block) - len(block.rstrip("\n"))
+            blocks[index] = "\n" * before + filled + "\n" * after
+        inside ^= block.count("```") % 2 == 1
+    return "\n\n".join(blocks)
 
 
 @cache

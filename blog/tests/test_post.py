@@ -1,12 +1,17 @@
 """The post is what its template makes of today's results and source; its length, its links and its numbers are held."""
 
+import math
 import re
 
+import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
 from blog import facts, markup, post, source
 from blog.post import POST, TEMPLATE, rendered
+from parity_tests.bounds import TWIN_FACTOR, bound_of
+from parity_tests.compare import assert_within
+from reference_numpy import attention
 
 WORDS = 1000, 2000
 WRITTEN_BY_HAND = {"2017"}  # the year of a paper
@@ -77,3 +82,33 @@ def test_a_changed_result_changes_the_post(monkeypatch):
 def test_the_ledger_lists_what_was_used():
     assert "| `make train` |" in rendered('{{ n("default.steps") }} {{ ledger() }}')
     assert "make train" not in rendered('{{ n("complexity.T") }} {{ ledger() }}')
+
+
+def test_wrapping_changes_lines_alone():
+    text = "One\ntwo $a\n+ b$ 3.\n\n```\nas\nit is\n\nhere\nalso\n```\n\n| a |\n| - |\n\n- x\n- y\n"
+    again = text.replace("One\ntwo $a\n+ b$ 3.", "One two $a + b$ 3.")
+    assert post.wrapped(text) == again
+
+
+def test_the_derivation_is_that_of_the_code():
+    """The equations of the post, index by index, against the spec's backward, within the bounds of the proof."""
+    generator = np.random.default_rng(0)
+    query, key, value, d_output = generator.standard_normal((4, 1, 1, 5, 3))
+
+    def backward(q, k, v, d_o):
+        return attention.scaled_dot_product_attention_backward(
+            d_o, attention.scaled_dot_product_attention_forward(q, k, v)[1]
+        )
+
+    truth, bound = bound_of(backward, query, key, value, d_output, format="float64", factor=TWIN_FACTOR)
+    Q, K, V, O_bar = (array[0, 0] for array in (query, key, value, d_output))
+    d = Q.shape[1]
+    S = np.einsum("tc,sc->ts", Q, K) / math.sqrt(d)
+    P = np.exp(S) / np.exp(S).sum(axis=1, keepdims=True)
+    V_bar = np.einsum("ts,tc->sc", P, O_bar)
+    P_bar = np.einsum("tc,sc->ts", O_bar, V)
+    S_bar = P * (P_bar - np.einsum("tr,tr->t", P_bar, P)[:, None])
+    Q_bar = np.einsum("ts,sc->tc", S_bar, K) / math.sqrt(d)
+    K_bar = np.einsum("ts,tc->sc", S_bar, Q) / math.sqrt(d)
+    for name, ours, expected, limit in zip("QKV", (Q_bar, K_bar, V_bar), truth, bound, strict=True):
+        assert_within(ours[None, None], expected, limit, f"the post's gradient of {name}")
