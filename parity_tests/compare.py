@@ -526,7 +526,7 @@ def _check_complex_step(
     generator = np.random.default_rng(seed + 1)
     real = [i for i, want in enumerate(wanted) if want]
     dense = {i: generator.standard_normal(values[i].shape) for i in real}
-    slope, own = _directional(forward, values, dense, upstream)
+    slope, own = derivative_by_complex_step(forward, values, dense, upstream)
     along = sum((np.sum(gradients[i] * dense[i].astype(np.longdouble)) for i in real), np.longdouble(0))
     tracked = [(truth[i] * dense[i]).sum() for i in real]
     bound = sum((t.bound() for t in tracked), np.zeros(())) + own
@@ -537,7 +537,7 @@ def _check_complex_step(
             for place in np.ndindex(*values[i].shape):
                 unit = np.zeros(values[i].shape)
                 unit[place] = 1.0
-                slopes[place], owns[place] = _directional(forward, values, {i: unit}, upstream)
+                slopes[place], owns[place] = derivative_by_complex_step(forward, values, {i: unit}, upstream)
             what = f"{name}, complex step d_{names[i]}"
             worst = max(worst, assert_within(gradients[i], slopes, truth[i].bound() + owns, what).worst)
     record(name, "complex step", "float64", Tally(worst))
@@ -556,9 +556,8 @@ def _check_central_difference(
     """The true gradient along a dense direction against (f(x + h v) - f(x - h v)) / 2h in longdouble, and error/bound.
 
     It knows nothing of derivatives, analytic or complex. The step h = u^(1/3), u the unit roundoff, balances the two errors
-    of D(h) = f' + c h^2 + O(h^4): truncation, which D(2h) - D(h) = 3 c h^2 + O(h^4) measures, taken twice for the O(h^4);
-    and the rounding of the two values in longdouble, over 2h: that of a float64 run tracked at x + h v times the ratio of
-    the unit roundoffs, and the gradient times the rounding of x + h v.
+    of D(h): truncation, see central_difference; and the rounding of the two values in longdouble, over 2h: that of a float64
+    run tracked at x + h v times the ratio of the unit roundoffs, and the gradient times the rounding of x + h v.
     """
     generator = np.random.default_rng(seed + 2)
     real = [i for i, want in enumerate(wanted) if want]
@@ -574,20 +573,29 @@ def _check_central_difference(
         terms = [np.sum(y * d) for y, d in zip(_tuple(output), upstream, strict=True)]
         return sum(terms[1:], terms[0])
 
-    plus, minus, plus2, minus2 = (product(*moved(t * h)) for t in (1, -1, 2, -2))
-    near, far = (plus - minus) / (2 * h), (plus2 - minus2) / (4 * h)
+    near, truncation = central_difference(lambda t: product(*moved(t)), h)
     finer = unit_roundoff("longdouble") / unit_roundoff("float64")
     own = float(run_tracked(product, *moved(h), format="float64").bound())
     inputs = sum((np.sum(np.abs(moved(h)[i] * truth.gradients[i].value)) for i in real), np.longdouble(0))
     rounding = (finer * own + unit_roundoff("longdouble") * float(inputs)) / float(h)
     expected = sum((np.sum(truth.gradients[i].value * direction[i]) for i in real), np.longdouble(0))
-    bound = np.asarray(2 * abs(float(far - near)) / 3 + rounding)
+    bound = np.asarray(truncation + rounding)
     worst = assert_within(near, np.asarray(expected), bound, f"{name}, central difference").worst
     record(name, "central difference", "float64", Tally(worst))
     return worst
 
 
-def _directional(
+def central_difference(function: Callable[[Any], Any], h: Any) -> tuple[Any, float]:
+    """D(h) = (f(h) - f(-h)) / 2h, and a bound of its truncation error; f takes one number and is smooth from -2h to 2h.
+
+    D(h) = f' + c h^2 + O(h^4), so D(2h) - D(h) = 3 c h^2 + O(h^4) measures c h^2; it is taken twice for the O(h^4).
+    """
+    plus, minus, plus2, minus2 = (function(t * h) for t in (1, -1, 2, -2))
+    near, far = (plus - minus) / (2 * h), (plus2 - minus2) / (4 * h)
+    return near, 2 * abs(float(far - near)) / 3
+
+
+def derivative_by_complex_step(
     forward: Callable[..., Any], values: Sequence[Any], direction: Mapping[int, np.ndarray], upstream: Sequence[np.ndarray]
 ) -> tuple[np.longdouble, float]:
     """The derivative of sum(upstream * output) along the direction, and the rounding of this sum in longdouble."""

@@ -245,25 +245,58 @@ class AttentionConfig:
             _require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
 
 
+WITNESSES = ("twin", "differences", "complex")
+
+
 @dataclass(frozen=True)
 class CheckConfig:
-    """Compare loss and gradients of the two twins, tensor by tensor; exit status 1 if any is out of bounds."""
+    """Compare the spec's loss and gradients, tensor by tensor, with the twin's, with finite differences and with the complex
+    step, each within a derived bound. Exit status: 0 all within, 1 some tensor out of bounds, 2 bad input."""
 
+    preset: str | None = None
+    """Preset whose model is checked, with fresh parameters; `default` where nothing else is named."""
+    config: str | None = None
+    """JSON file whose model is checked, with fresh parameters: a run's config.json, or options named as in a preset."""
     run: str | None = None
-    """Folder of the run whose model and text are compared; None to take the preset with fresh parameters."""
-    preset: str = "default"
-    """Preset whose model is compared when no run is given."""
-    batch: int = 2
-    """Sequences in the batch that is compared."""
-    length: int = 16
-    """Tokens per sequence, at most the model's context; the truth is slow to compute."""
+    """Folder of the run whose model is checked."""
+    checkpoint: str | None = None
+    """File model.safetensors whose model is checked."""
+    batch: str | None = None
+    """random; data, a training batch of the task; or an .npz file of tokens, targets (-1: ignored) and, where wanted,
+    padding, source, source_padding. None: data with --run, else random."""
+    sequences: int = 2
+    """Sequences of a random batch or one of data."""
+    length: int = 5
+    """Most tokens per sequence of such a batch."""
     seed: int = 0
-    """Seed of the batch and of fresh parameters (non-negative integer)."""
+    """Seed of fresh parameters, batch, dropout masks and directions (non-negative integer)."""
+    against: str = ",".join(WITNESSES)
+    """Witnesses, separated by commas. twin: PyTorch's autograd in float64; differences: central differences in float64;
+    complex: the complex step in longdouble."""
+    elements: int = 1
+    """Elements of each tensor that differences and complex also take singly: the largest gradient, then random ones. Both
+    first take one random direction through all elements."""
+    json: str | None = None
+    """File to write all figures to."""
+    plot: str | None = None
+    """PNG file to write a heat map to: tensors down, witnesses across."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "length"):
+        given = [name for name in ("preset", "config", "run", "checkpoint") if getattr(self, name) is not None]
+        _require(len(given) <= 1, "check", "at most one of preset, config, run, checkpoint", " and ".join(given))
+        for name in ("sequences", "length"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        for name in ("seed", "elements"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in self.witnesses:
+            _require(
+                name in WITNESSES, "against", f"names from {', '.join(WITNESSES)} with commas between", repr(self.against)
+            )
+
+    @property
+    def witnesses(self) -> list[str]:
+        """The names in `against`."""
+        return [name.strip() for name in self.against.split(",")]
 
 
 @dataclass(frozen=True)
@@ -336,14 +369,38 @@ def read_run_config(run: Path) -> TrainConfig:
     path = run / CONFIG_FILE
     if not path.is_file():
         raise ValueError(f"run: expected the folder of a run, with its {CONFIG_FILE}, got {str(run)!r}")
+    return train_config(_options_of_a_run(_read_json(path), path), str(path))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The options in a run's config.json, or in a JSON object of options side by side, as in a preset.
+
+    Raises: ValueError when there is no such file, or it holds something else."""
+    if not path.is_file():
+        raise ValueError(f"config: expected a JSON file, got {str(path)!r}")
+    content = _read_json(path)
+    ours = isinstance(content, dict) and "format" not in content
+    return train_config(content if ours else _options_of_a_run(content, path), str(path))
+
+
+def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _foreign(path, error) from error
+
+
+def _options_of_a_run(content: Any, path: Path) -> dict[str, Any]:
+    try:
         if content["format"] != RUN_FORMAT:
             raise ValueError(f"format {content['format']!r}")
-        options = dict(content["options"])
+        return dict(content["options"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: expected the configuration of a {RUN_FORMAT!r}, got something else ({error})") from error
-    return train_config(options, str(path))
+        raise _foreign(path, error) from error
+
+
+def _foreign(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: expected the configuration of a {RUN_FORMAT!r}, got something else ({error})")
 
 
 T = TypeVar("T")

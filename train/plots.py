@@ -36,6 +36,7 @@ STYLE: dict[Any, Any] = {
 }
 DOTS_PER_INCH = 150
 MOST_PIXELS = 5000  # a side of a picture; many layers of many heads get fewer dots per inch
+FAINTEST = -3  # log10(error/bound) at which a heat map of a check begins
 MOST_TOKENS = 64  # rows or columns of one map; beyond it the labels cannot be read
 
 
@@ -123,6 +124,44 @@ def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, f
             axes.set_xticks(lengths, labels=[str(T) for T in lengths])
             axes.minorticks_off()
             axes.legend(loc="upper left")
+        _save(figure, path)
+
+
+def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], title: str) -> None:
+    """error/bound of every tensor (down) by every witness (across), as a heat map with the figures in it.
+
+    The darker the blue, the nearer to the bound; what exceeds it is vermilion, what no witness looked at is grey.
+    Raises ValueError for no tensor.
+    """
+    if not ratios:
+        raise ValueError("ratios: expected at least one tensor, got none")
+    from matplotlib.colors import LinearSegmentedColormap
+
+    witnesses = list(dict.fromkeys(witness for row in ratios.values() for witness in row))
+    values = np.array([[row.get(witness, math.nan) for witness in witnesses] for row in ratios.values()])
+    with np.errstate(divide="ignore"):
+        shown = np.clip(np.log10(values), FAINTEST, 99)  # an error of 0 is drawn as the faintest
+    blues = LinearSegmentedColormap.from_list("bounds", ["#e6f0f7", BLUE, "#001a33"])
+    colors = blues.with_extremes(over=VERMILION, bad="#cccccc")
+    with _style():
+        rows, longest = len(ratios), max(map(len, ratios))
+        figure = _figure(0.075 * longest + 0.85 * len(witnesses) + 1.5, max(3.0, 0.17 * rows + 1.3))
+        axes = figure.add_subplot()
+        image = axes.imshow(shown, vmin=FAINTEST, vmax=0, cmap=colors, interpolation="nearest", aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            color = "white" if 0.6 * FAINTEST < shown[row, column] <= 0 else "black"
+            text = "" if math.isnan(value) else f"{value:.2g}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
+        figure.suptitle(title, fontsize=10)
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.xaxis.tick_top()
+        axes.set_xticks(range(len(witnesses)), witnesses, fontsize=9)
+        axes.set_yticks(range(rows), list(ratios), fontsize=7)
+        axes.tick_params(length=0)
+        figure.colorbar(
+            image, ax=axes, extend="max", label="log10(error/bound)", shrink=min(1.0, 4 / figure.get_figheight())
+        )
         _save(figure, path)
 
 

@@ -97,7 +97,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["generate", "--run", "x", "--top-p", "0"], "top_p: expected above 0 and at most 1"),
         (["generate", "--run", "x", "--prompt", ""], "prompt: expected at least one character"),
         (["attention", "--run", "no-such-run", "--text", "x"], "run: expected the folder of a run"),
-        (["check", "--batch", "0"], "batch: expected at least 1, got 0"),
+        (["check", "--sequences", "0"], "sequences: expected at least 1, got 0"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, monkeypatch, capsys, arguments, message):
