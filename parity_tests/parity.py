@@ -1,8 +1,14 @@
 """`assert_parity`: test your own implementation against the spec in three lines.
 
+    import torch
     from parity_tests import assert_parity
-    assert_parity(my_layer_norm, "layer_norm")                           # a torch function of (x, weight, bias), or
-    assert_parity((my_forward, my_backward), "softmax", np.eye(3))       # a NumPy pair in the spec's manner, on your input
+    assert_parity(torch.nn.functional.scaled_dot_product_attention, "attention")
+
+A torch function takes the operation's arguments, as OPERATIONS below names them; a module does so by `functional_call`; a
+NumPy pair (forward, backward) is in the spec's manner; inputs of your own follow the operation:
+
+    assert_parity(lambda x, w, b: torch.func.functional_call(my_norm, {"weight": w, "bias": b}, x), "layer_norm")
+    assert_parity((my_forward, my_backward), "softmax", np.eye(3))
 
 Outputs and every gradient must lie within the derived bounds of the truth (see bounds.py); the error names the tensor, the
 element, what was expected and by how many bounds it is off.

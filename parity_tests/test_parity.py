@@ -1,11 +1,13 @@
 """`assert_parity` accepts what is right and rejects what is wrong, for torch functions and for NumPy pairs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from parity_tests import assert_parity
+from parity_tests import assert_parity, parity
 from parity_tests.parity import OPERATIONS
 from reference_numpy.softmax import softmax_backward, softmax_forward
 
@@ -55,6 +57,25 @@ def test_a_pair_of_numpy_functions():
     assert assert_parity((softmax_forward, softmax_backward), "softmax", np.array([[1.0, 2.0, -3.0]])) <= 1
     with pytest.raises(AssertionError, match="d_x"):
         assert_parity((softmax_forward, lambda d_p, p: p * d_p), "softmax")
+
+
+def test_a_module_by_functional_call():
+    """As the docstring shows it: a module whose parameters are the operation's arguments."""
+    torch_norm = torch.nn.LayerNorm(7)
+
+    def function(x, w, b):
+        return torch.func.functional_call(torch_norm, {"weight": w, "bias": b}, x)
+
+    assert assert_parity(function, "layer_norm") <= 1
+
+
+@pytest.mark.parametrize(
+    "text", [parity.__doc__, (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")], ids=["here", "README"]
+)
+def test_the_three_lines_that_are_promised(text):
+    lines = text.split("    import torch\n")[1].splitlines()[:2]
+    assert lines[1].startswith("    assert_parity(torch.")
+    exec("import torch\n" + "\n".join(line.strip() for line in lines), {})
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,7 @@ class CheckConfig:
     checkpoint: str | None = None
     """File model.safetensors whose model is checked."""
     batch: str | None = None
-    """random; data, a training batch of the task; or an .npz file of tokens, targets (-1: ignored) and, where wanted,
-    padding, source, source_padding. None: data with --run, else random."""
+    """random; data; or an .npz of tokens, targets (-1: none), padding, source, source_padding; None: data for a run."""
     sequences: int = 2
     """Sequences of a random batch or one of data."""
     length: int = 5
@@ -271,11 +270,9 @@ class CheckConfig:
     seed: int = 0
     """Seed of fresh parameters, batch, dropout masks and directions (non-negative integer)."""
     against: str = ",".join(WITNESSES)
-    """Witnesses, separated by commas. twin: PyTorch's autograd in float64; differences: central differences in float64;
-    complex: the complex step in longdouble."""
+    """Witnesses: twin (autograd), differences (central, float64), complex (the complex step, longdouble)."""
     elements: int = 1
-    """Elements of each tensor that differences and complex also take singly: the largest gradient, then random ones. Both
-    first take one random direction through all elements."""
+    """Elements per tensor for differences and complex, largest gradient first, besides a direction through all."""
     json: str | None = None
     """File to write all figures to."""
     plot: str | None = None

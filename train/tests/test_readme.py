@@ -25,4 +25,4 @@ def test_commands_exist():
         assert words in ("train", "generate", "attention", "check", "complexity", "parameters"), words
     assert parse(["generate", "--run", "runs/default-1", "--prompt", "ROMEO:", "--temperature", "0.8", "--top-k", "20"])
     assert parse(["attention", "--run", "runs/default-1", "--text", "To be, or not to be"])
-    assert parse(["check", "--run", "runs/default-1"])
+    assert parse(["check", "--run", "runs/default-1", "--plot", "check.png"])
