@@ -149,6 +149,8 @@ class Site:
     def _report(self, report: Report, place: str) -> str:
         """The report, and the pictures beside it that it does not show itself."""
         text = (ROOT / place).read_text(encoding="utf-8")
+        if not text.startswith("# "):
+            text = f"# {report.title}\n\n{text}"
         shown = {posixpath.basename(link) for link in markup.links_of(markup.tokens_of(text))}
         folder = posixpath.dirname(place)
         pictures = [path.name for path in sorted((ROOT / folder).glob("*.png")) if path.name not in shown]

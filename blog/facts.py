@@ -72,7 +72,7 @@ class Bound(NamedTuple):
 def facts() -> dict[str, Fact]:
     """All facts there are, by name. Raises ValueError if one group claims the name of another."""
     found: dict[str, Fact] = {}
-    for group in (_runs, _tasks, _complexity, _bounds, _mutants, _scale):
+    for group in (_runs, _tasks, _complexity, _bounds, _mutants, _scale, _induction, _ladder, _pitfalls, _ablation):
         for name, fact in group():
             if name in found:
                 raise ValueError(f"facts: expected one fact of a name, got two called {name!r}")
@@ -206,6 +206,86 @@ def _scale() -> Iterator[tuple[str, Fact]]:
         yield f"scale.{name}.largest", Fact(f"{p.max(axis=-1).mean():.2f}", where, command)
         yield f"scale.{name}.gradient", Fact(f"{np.quantile(norms, 0.1):.1g}", where, command)
         yield f"scale.{name}.mean", Fact(f"{norms.mean():.2f}", where, command)
+
+
+def result(name: str, file: str) -> dict[str, Any] | None:
+    """What a command has written into train/logs; None before it has."""
+    path = LOGS / name / file
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _induction() -> Iterator[tuple[str, Fact]]:
+    content = result("induction", "induction.json")
+    if content is None:
+        return
+    where, command = "train/logs/induction/induction.json", "twinformer induction"
+    two, one = content["layers"]["2"][-1], content["layers"]["1"][-1]
+    texts = {
+        "symbols": str(content["symbols"]),
+        "chance": f"{content['chance']:.2f}",
+        "from": f"{content['drop']['from']:,}",
+        "to": f"{content['drop']['to']:,}",
+        "steps": f"{content['options']['steps']:,}",
+        "two": f"{two['loss_seen']:.2f}",
+        "one": f"{one['loss_seen']:.2f}",
+        "score": f"{np.max(two['induction']):.2f}",
+        "start": f"{np.max(content['layers']['2'][0]['induction']):.2f}",
+    }
+    yield from ((f"induction.{key}", Fact(text, where, command)) for key, text in texts.items())
+
+
+def _ladder() -> Iterator[tuple[str, Fact]]:
+    content = result("ladder", "ladder.json")
+    if content is None:
+        return
+    where, command = "train/logs/ladder/ladder.json", "twinformer ladder"
+    yield "ladder.rungs", Fact(str(len(content["rungs"])), where, command)
+    for rung in content["rungs"]:
+        yield f"ladder.{rung['rung']}.loss", Fact(f"{rung['loss']:.3f}", where, command)
+        yield f"ladder.{rung['rung']}.parameters", Fact(f"{rung['parameters']:,}", where, command)
+
+
+def _pitfalls() -> Iterator[tuple[str, Fact]]:
+    content = result("pitfalls", "pitfalls.json")
+    if content is None:
+        return
+    where, command = "train/logs/pitfalls/pitfalls.json", "twinformer pitfalls"
+    yield "pitfalls.count", Fact(str(len(content["pitfalls"])), where, command)
+    for name, pitfall in content["pitfalls"].items():
+        for key, run in (("right", pitfall["right"]), ("wrong", pitfall["with_the_mistake"])):
+            if run["loss"] is not None:
+                yield f"pitfalls.{name}.{key}", Fact(f"{run['loss']:.2f}", where, command)
+
+
+def _ablation() -> Iterator[tuple[str, Fact]]:
+    content = result("ablation", "ablation.json")
+    if content is None:
+        return
+    where, command = "train/logs/ablation/ablation.json", "twinformer ablate"
+    variants = [variant for variant in content["variants"] if variant["study"] != "baseline"]
+    sure = [variant for variant in variants if variant.get("p_holm", 1.0) < 1 - content["confidence"]]
+    texts = {
+        "seeds": str(content["seeds"]),
+        "variants": str(len(variants)),
+        "worse": str(sum(variant["difference"] > 0 for variant in sure)),
+        "better": str(sum(variant["difference"] < 0 for variant in sure)),
+        "open": str(len(variants) - len(sure)),
+    }
+    yield from ((f"ablation.{key}", Fact(text, where, command)) for key, text in texts.items())
+    for variant in variants:
+        if "difference" in variant:
+            name = f"ablation.{variant['study']}.{variant['name']}"
+            yield name, Fact(f"{variant['difference']:+.3f}", where, command)
+            yield f"{name}.interval", Fact(f"{variant['difference_interval']:.3f}", where, command)
+
+
+def ladder_table() -> str:
+    """The rungs, their ideas, parameters and losses, as Markdown."""
+    content = result("ladder", "ladder.json")
+    if content is None:
+        raise ValueError("post: expected the results of `twinformer ladder`, got none")
+    rows = [f"| {r['rung']} | {r['idea']} | {r['parameters']:,} | {r['loss']:.3f} |" for r in content["rungs"]]
+    return "\n".join(["| rung | the idea | parameters | loss |", "| --- | --- | --- | --- |", *rows])
 
 
 def bounds_table() -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from blog import source
-from blog.facts import bounds_table, facts, has, mutants, sample_lines
+from blog.facts import bounds_table, facts, has, ladder_table, mutants, sample_lines
 from train.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent
@@ -69,6 +69,7 @@ def rendered(template: str, anchors: bool = False) -> str:
     names = {
         "n": number,
         "has": has,
+        "facts": facts(),
         "code": code,
         "lines": lines,
         "line": line,
@@ -78,6 +79,7 @@ def rendered(template: str, anchors: bool = False) -> str:
         "sample": sample,
         "mutant": mutant,
         "bounds_table": bounds_table,
+        "ladder_table": ladder_table,
         "ledger": ledger,
     }
     return wrapped(environment().from_string(template).render(names))
