@@ -1,12 +1,17 @@
 """Blocks: attention and feed-forward, each inside a residual connection with a norm."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from reference_numpy.config import ModelConfig
 from torch_impl.attention import KeyValue, MultiHeadAttention
-from torch_impl.dropout import Generator, dropout, dropout_mask
+from torch_impl.dropout import Generator, Share, dropout, dropout_mask
 from torch_impl.feed_forward import FeedForward
 from torch_impl.normalization import Norm
 
@@ -71,3 +76,36 @@ class Block(nn.Module):
         if self.config.norm_position == "pre":
             return x + drop(sublayer(norm(x)), self.config, generator)
         return norm(x + drop(sublayer(x), self.config, generator))
+
+
+def recomputed(block: nn.Module, generator: Generator | None, *arguments: Any) -> Tensor:
+    """block(*arguments), whose inside is not kept for the backward pass but computed again there (Chen et al. 2016).
+
+    The second time it must drop the same units, so the stream is set back for it; a device's own stream torch sets back."""
+    stream = generator.generator if isinstance(generator, Share) else generator
+    if stream is None or isinstance(stream, torch.device):
+        return checkpoint(block, *arguments, use_reentrant=False)
+    contexts = contextlib.nullcontext(), _set_back(stream, _state(stream))
+    return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+
+
+@contextlib.contextmanager
+def _set_back(stream: np.random.Generator | torch.Generator, state: Any) -> Iterator[None]:
+    """Inside, the stream goes on from `state`; afterwards from where it was."""
+    now = _state(stream)
+    _set_state(stream, state)
+    try:
+        yield  # torch leaves by an exception as soon as it has all that it needs
+    finally:
+        _set_state(stream, now)
+
+
+def _state(stream: np.random.Generator | torch.Generator) -> Any:
+    return stream.bit_generator.state if isinstance(stream, np.random.Generator) else stream.get_state()
+
+
+def _set_state(stream: np.random.Generator | torch.Generator, state: Any) -> None:
+    if isinstance(stream, np.random.Generator):
+        stream.bit_generator.state = state
+    else:
+        stream.set_state(state)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import Parameters
-from torch_impl.block import Block, BlockPast, drop
+from torch_impl.block import Block, BlockPast, drop, recomputed
 from torch_impl.dropout import Generator
 from torch_impl.embedding import Embedding
 from torch_impl.linear import Linear, linear
@@ -23,6 +23,8 @@ class Stack(nn.Module):
 
     blocks: nn.ModuleList
     final_norm: Norm | None
+    recompute: bool = False
+    """Keep only the input of each block for the backward pass, and compute the rest again there."""
 
     def _build(self, config: ModelConfig, cross: bool) -> None:
         self.blocks = nn.ModuleList(Block(config, cross) for _ in range(config.layers))
@@ -41,7 +43,9 @@ class Stack(nn.Module):
     ) -> Tensor:
         for layer, block in enumerate(self.blocks):
             own_past = None if past is None else past[layer]
-            x = block(x, mask, causal, memory, memory_mask, generator, own_past, keep)
+            arguments = (x, mask, causal, memory, memory_mask, generator, own_past, keep)
+            again = self.recompute and torch.is_grad_enabled() and own_past is None
+            x = recomputed(block, generator, *arguments) if again else block(*arguments)
         return x if self.final_norm is None else self.final_norm(x)
 
 

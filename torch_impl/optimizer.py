@@ -5,13 +5,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reference_numpy.optimizer import NEWTON_SCHULZ, is_hidden_matrix
 from reference_numpy.parameters import Parameters
-from torch_impl.parameters import as_numpy
+from torch_impl.parameters import as_numpy, as_tensor, divided, own_part, whole
 
 Named = nn.Module | Mapping[str, nn.Parameter]  # a model, or some of its parameters by flat name
 
@@ -55,8 +54,8 @@ def clip_gradients(parameters: Iterable[Tensor], maximum: float) -> Tensor:
     torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm; this does not, so that both twins take the same step.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_mul_(gradients, torch.where(norm > maximum, maximum / norm, 1.0))
+    norm = whole(torch.nn.utils.get_total_norm(gradients))
+    torch._foreach_mul_([own_part(g) for g in gradients], torch.where(norm > maximum, maximum / norm, 1.0))
     return norm
 
 
@@ -76,8 +75,8 @@ def import_state(model: Named, optimizer: torch.optim.Optimizer, step: int, firs
     for name, parameter in _named(model).items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step), device=parameter.device),
-            "exp_avg": torch.from_numpy(np.array(first[name])).to(parameter),
-            "exp_avg_sq": torch.from_numpy(np.array(second[name])).to(parameter),
+            "exp_avg": as_tensor(first[name], parameter),
+            "exp_avg_sq": as_tensor(second[name], parameter),
         }
 
 
@@ -105,7 +104,9 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(momenta, group["momentum"])
                 torch._foreach_add_(momenta, gradients)
                 nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
-                updates = newton_schulz(torch.stack(nesterov)).unbind()
+                # Of a matrix that is held in parts every process orthogonalises the whole and keeps its own part.
+                together = newton_schulz(torch.stack([whole(matrix) for matrix in nesterov])).unbind()
+                updates = [divided(update, weight) for update, weight in zip(together, weights, strict=True)]
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
 
@@ -117,7 +118,7 @@ class Muon(torch.optim.Optimizer):
     def import_state(self, model: Named, momentum: Parameters) -> None:
         """The inverse of export_state."""
         for name, weight in self._own(model).items():
-            self.state[weight] = {"momentum": torch.from_numpy(np.array(momentum[name])).to(weight)}
+            self.state[weight] = {"momentum": as_tensor(momentum[name], weight)}
 
     def _own(self, model: Named) -> dict[str, nn.Parameter]:
         own = {id(weight) for group in self.param_groups for weight in group["params"]}

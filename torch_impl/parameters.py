@@ -22,7 +22,7 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, np.ndarray]) -> 
             raise ValueError(f"parameters: {name}: expected shape {tuple(own[name].shape)}, got {parameters[name].shape}")
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(torch.from_numpy(np.array(parameters[name])))
+            parameter.copy_(as_tensor(parameters[name], parameter))
 
 
 def parameters_as_numpy(module: nn.Module) -> Parameters:
@@ -38,8 +38,33 @@ def gradients_as_numpy(module: nn.Module) -> Parameters:
     }
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """All of a tensor of which this process may hold a part (FSDP); every process must ask at the same time."""
+    return getattr(tensor, "full_tensor", lambda: tensor)()
+
+
+def own_part(tensor: torch.Tensor) -> torch.Tensor:
+    """What this process holds of a tensor, sharing its memory."""
+    return getattr(tensor, "to_local", lambda: tensor)()
+
+
+def divided(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The inverse of `whole`: the tensor, which every process has, held in parts as `like` is."""
+    if type(like) in (torch.Tensor, nn.Parameter):
+        return tensor
+    from torch.distributed.tensor import DTensor, distribute_tensor  # imported late: it takes a while
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def as_tensor(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    """A copy of the array with the dtype of `like`, where and as `like` is held."""
+    return divided(torch.from_numpy(np.array(array)).to(like.device, like.dtype), like)
+
+
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     """A copy of the tensor in NumPy."""
-    tensor = tensor.detach().cpu()
+    tensor = whole(tensor.detach()).cpu()
     tensor = tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
     return tensor.numpy().copy()  # np.array(tensor) warns: torch does not take the copy argument of NumPy 2

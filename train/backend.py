@@ -1,7 +1,7 @@
 """The two twins behind one interface, with the same order of operations, so that one loop drives either.
 
-Arrays go in and out under the flat names of the spec; which twin computed them cannot be seen from outside. This is the
-only file of the laboratory that knows torch, and it imports it only when the torch backend is asked for.
+Arrays go in and out under the flat names of the spec; which twin computed them cannot be seen from outside. torch is
+imported only when the torch backend is asked for.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from reference_numpy.optimizer import (
 )
 from train.configuration import TrainConfig
 from train.data import Batch
+from train.parallel import ALONE, Processes
 
 if TYPE_CHECKING:
     import torch
@@ -83,12 +84,23 @@ class Twin(Protocol):
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
         """Goes on from an exported state."""
 
+    def alone(self) -> Twin:
+        """A twin with these parameters that needs no other process: the others may end."""
 
-def create_backend(model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> Twin:
-    """The twin that `options.backend` names, with these parameters; `dropout` is the stream of its masks."""
+
+def create_backend(
+    model: ModelConfig,
+    parameters: Arrays,
+    options: TrainConfig,
+    dropout: np.random.Generator,
+    processes: Processes = ALONE,
+) -> Twin:
+    """The twin that `options.backend` names, with these parameters; `dropout` is the stream of its masks.
+
+    Of several processes, all create theirs. Then they train, evaluate, export and import together, and do nothing else."""
     if options.backend == "numpy":
         return NumpyBackend(model, parameters, options, dropout)
-    return TorchBackend(model, parameters, options, dropout)
+    return TorchBackend(model, parameters, options, dropout, processes)
 
 
 class NumpyBackend:
@@ -166,6 +178,9 @@ class NumpyBackend:
         self._parameters = parts["parameters"]
         self._state = MuonState(parts["momentum"], adamw_state) if "momentum" in parts else adamw_state
 
+    def alone(self) -> Twin:
+        return self
+
     def _parts(self) -> dict[str, Arrays]:
         own = self._adamw_state()
         parts = {"parameters": self._parameters, "first": own.first, "second": own.second}
@@ -179,22 +194,32 @@ class TorchBackend:
     """Trains and runs the twin, on any device.
 
     On a CPU the dropout masks come from the NumPy stream, so both twins drop the same units. Elsewhere drawing them there
-    and copying would cost more than the step, so the device has a stream of its own, seeded by the NumPy stream."""
+    and copying would cost more than the step, so the device's own stream is taken, seeded by the NumPy stream."""
 
-    def __init__(self, model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        parameters: Arrays,
+        options: TrainConfig,
+        dropout: np.random.Generator,
+        processes: Processes = ALONE,
+    ) -> None:
         import torch
 
         from torch_impl.model import Transformer
         from torch_impl.optimizer import Muon, adamw, hidden_matrices
+        from train.objective import objective
 
         if options.threads:
             torch.set_num_threads(options.threads)
-        self._options = options
+        self._options, self._processes = options, processes
         self._device = _torch_device(options.device)
+        _choose_products(options.tf32, self._device)
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
         self._model.load_parameters(parameters)
+        self._objective = objective(self._model, options, processes.count)
         hidden = hidden_matrices(self._model) if options.optimizer == "muon" else {}
         self._rest = {name: p for name, p in self._model.named_parameters() if name not in hidden}
         self._adamw = adamw(self._rest, options.learning_rate, **_adamw_options(options))
@@ -203,24 +228,34 @@ class TorchBackend:
             self._muon = Muon(hidden.values(), options.learning_rate, options.momentum, options.weight_decay)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        from torch_impl.loss import cross_entropy
         from torch_impl.optimizer import clip_gradients
 
-        options, count = self._options, _count(batches)
+        options, count = self._options, max(_count(batches), 1)
         loss: Any = 0.0
         self._model.zero_grad(set_to_none=True)
-        for batch in batches:
-            tokens, targets = self._tensor(batch.tokens), self._tensor(batch.targets)
-            with self._autocast():
-                logits = self._model(tokens, **self._inputs(batch), generator=self._dropout)
-            if options.dtype == "bfloat16":
-                logits = logits.float()  # a logarithm of sums of exponentials needs more than 8 bits
-            part = cross_entropy(logits, targets, options.label_smoothing, count)
-            part.backward()
+        for number, batch in enumerate(batches, 1):
+            with self._gradients_stay_here(number < len(batches)):
+                part = self._loss(batch) / count
+                # Several processes get the mean of their gradients; the factor makes it the sum.
+                (part * self._processes.count).backward()
             loss = loss + part.detach()
         norm = clip_gradients(self._model.parameters(), options.clip_norm or float("inf"))
         self._update(learning_rate)
-        return Step(loss, norm)
+        return Step(self._processes.sum(loss), norm)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """The sum of the training loss over this process's rows of the batch, with dropout."""
+        from torch_impl.dropout import Share
+
+        part, rows = batch.share(self._processes.rank, self._processes.count)
+        dropout = self._dropout if len(part.tokens) == len(batch.tokens) else Share(self._dropout, rows, len(batch.tokens))
+        return self._objective(self._tensor(part.tokens), self._tensor(part.targets), dropout, self._inputs(part))
+
+    def _gradients_stay_here(self, stay: bool) -> contextlib.AbstractContextManager[Any]:
+        """Where ddp sums the gradients of the processes in the backward pass, and more is to come, it waits for that."""
+        if stay and self._processes.count > 1 and self._options.parallel == "ddp":
+            return self._objective.no_sync()
+        return contextlib.nullcontext()
 
     def _update(self, learning_rate: float) -> None:
         rates: list[tuple[torch.optim.Optimizer, float]] = [(self._adamw, learning_rate)]
@@ -234,10 +269,11 @@ class TorchBackend:
     def evaluate_loss(self, batch: Batch) -> float:
         from torch_impl.loss import cross_entropy
 
-        logits, targets = self._logits(batch), self._tensor(batch.targets)
+        part, _ = batch.share(self._processes.rank, self._processes.count)
+        logits, targets = self._logits(part), self._tensor(part.targets)
         if self._device.type == "mps":  # it has no float64
             logits, targets = logits.cpu(), targets.cpu()
-        return float(cross_entropy(logits.double(), targets, count=1))
+        return float(self._processes.sum(cross_entropy(logits.double(), targets, count=1)))
 
     def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
         from torch_impl.decode import generate as torch_generate
@@ -268,7 +304,7 @@ class TorchBackend:
         updates, parts = self._parts()
         extra: dict[str, Any] = {"updates": updates}
         if not isinstance(self._dropout, np.random.Generator):
-            extra["device_stream"] = bytes(self._dropout.get_state().tolist()).hex()
+            extra["device_stream"] = bytes(_device_module(self._device).get_rng_state().tolist()).hex()
         return _pack(parts), extra
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
@@ -284,7 +320,14 @@ class TorchBackend:
             self._muon.import_state(self._model, parts["momentum"])
         # A checkpoint from another kind of device has no such stream; the fresh one goes on, with other masks.
         if not isinstance(self._dropout, np.random.Generator) and "device_stream" in extra:
-            self._dropout.set_state(torch.tensor(list(bytes.fromhex(extra["device_stream"])), dtype=torch.uint8))
+            state = torch.tensor(list(bytes.fromhex(extra["device_stream"])), dtype=torch.uint8)
+            _device_module(self._device).set_rng_state(state)
+
+    def alone(self) -> Twin:
+        if self._processes.count == 1:
+            return self
+        unused = np.random.default_rng(0)  # of dropout: this one is not to train
+        return TorchBackend(self._model.config, self.parameters(), self._options, unused)
 
     def _parts(self) -> tuple[int, dict[str, Arrays]]:
         """Updates done; parameters and what the optimizers keep, by part and flat name."""
@@ -307,8 +350,10 @@ class TorchBackend:
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
         import torch
 
-        array = np.ascontiguousarray(array, dtype=bool if array.dtype == bool else np.int64)
-        return torch.from_numpy(array).to(self._device, non_blocking=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=bool if array.dtype == bool else np.int64))
+        if self._device.type == "cuda":  # from pinned memory the copy runs beside what the device still has to do
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         import torch
@@ -332,10 +377,27 @@ def _torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _device_stream(device: torch.device, seeds: np.random.Generator) -> torch.Generator:
+def _choose_products(tf32: bool, device: torch.device) -> None:
+    """How CUDA multiplies float32 numbers. Raises: ValueError for TF32 on another device."""
     import torch
 
-    return torch.Generator(device).manual_seed(int(seeds.integers(2**63)))
+    if tf32 and device.type != "cuda":
+        raise ValueError(f"tf32: expected none on a device other than cuda, got it on {device.type}")
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+
+
+def _device_stream(device: torch.device, seeds: np.random.Generator) -> torch.device:
+    """The device's own random stream, seeded: see `torch_impl.dropout.Generator`."""
+    _device_module(device).manual_seed(int(seeds.integers(2**63)))
+    return device
+
+
+def _device_module(device: torch.device) -> Any:
+    """torch.cuda or torch.mps."""
+    import torch
+
+    return torch.get_device_module(device)
 
 
 def _count(batches: Sequence[Batch]) -> int:

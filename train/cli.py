@@ -28,6 +28,7 @@ from train.configuration import (
     preset,
     read_run_config,
 )
+from train.parallel import speaks
 
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
@@ -43,10 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
-        print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if speaks():
+            print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"twinformer: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        if speaks():
+            print(f"twinformer: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 130
 
 

@@ -23,6 +23,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "float64", "bfloat16"]
 Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
 Optimizer = Literal["adamw", "muon"]
+Parallel = Literal["ddp", "fsdp"]
 TaskName = Literal[
     "language_model",
     "masked_language_model",
@@ -152,6 +153,14 @@ class TrainConfig:
     """Number format; bfloat16 (torch only) computes in bfloat16 and keeps float32 parameters."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to the libraries."""
+    compile: bool = False
+    """torch: compile the model before the first step, which takes a minute on a GPU and makes the others faster."""
+    tf32: bool = False
+    """cuda: products of float32 numbers in TF32, which keeps 10 bits of the fraction."""
+    checkpoint_activations: bool = False
+    """torch: keep only the input of each block for the backward pass and compute the rest again; less memory, more time."""
+    parallel: Parallel = "ddp"
+    """Several processes (torchrun): each has the whole model (ddp) or a part of each parameter (fsdp); batch is of all."""
     output: str | None = None
     """Folder for what the run leaves; None for the first free runs/PRESET-NUMBER."""
     overwrite: bool = False
@@ -178,6 +187,8 @@ class TrainConfig:
         if self.backend == "numpy":
             _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
             _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
+            for name in ("compile", "tf32", "checkpoint_activations"):
+                _require(not getattr(self, name), name, "none for the numpy backend", getattr(self, name))
 
 
 @dataclass(frozen=True)

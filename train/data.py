@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from reference_numpy.loss import IGNORE
+
 
 class Batch(NamedTuple):
     """What goes into the model and what is to come out of it: in a text, `targets[b, t]` follows `tokens[b, t]`."""
@@ -26,6 +28,22 @@ class Batch(NamedTuple):
     def counted(self) -> int:
         """Targets that count."""
         return int((self.targets >= 0).sum())
+
+    def share(self, rank: int, count: int) -> tuple[Batch, slice]:
+        """The rows of process `rank` of so many, and which they are: even parts, as far as it goes.
+
+        A process that is left without one takes the first, and nothing is asked in it."""
+        B = len(self.tokens)
+        rows = slice(B * rank // count, B * (rank + 1) // count)
+        if rows.start == rows.stop:
+            nothing = self._replace(targets=np.full_like(self.targets, IGNORE))
+            return nothing._rows(slice(0, 1)), slice(0, 1)
+        return self._rows(rows), rows
+
+    def _rows(self, rows: slice) -> Batch:
+        tokens, targets, *rest = (None if part is None else part[rows] for part in self)
+        assert tokens is not None and targets is not None
+        return Batch(tokens, targets, *rest)
 
     def inputs(self) -> dict[str, Any]:
         """What the model takes besides the tokens, by the names of its arguments."""

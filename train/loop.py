@@ -21,6 +21,7 @@ from train.backend import Twin, create_backend
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import TrainConfig, read_run_config, with_vocabulary
 from train.data import Batch
+from train.parallel import ALONE, Processes
 from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
@@ -41,17 +42,19 @@ class Outcome(NamedTuple):
     scores: dict[str, Any]
 
 
-def prepare(config: TrainConfig) -> Trainer:
+def prepare(config: TrainConfig, processes: Processes = ALONE) -> Trainer:
     """All that can fail before training: the folder, the task and its data, the model, the checkpoint to go on from.
 
     Afterwards the run folder exists and has its config.json. Raises: ValueError or OSError for what a user can mend."""
-    folder = run_folder.choose(config)
-    task = create_task(config)
+    folder = processes.agreed(run_folder.choose(config))
+    with processes.one_after_the_other():
+        task = create_task(config)
     config = with_vocabulary(config, len(task.vocabulary), task.kind)
-    trainer = Trainer(config, task, folder)
+    trainer = Trainer(config, task, folder, processes)
     if config.resume is not None:
         trainer.restore()
-    run_folder.open_for(config, folder, task.facts, task.files)
+    if processes.writes:
+        run_folder.open_for(config, folder, task.facts, task.files)
     return trainer
 
 
@@ -76,12 +79,12 @@ def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
 class Trainer:
     """One run in progress: a twin, its random streams, its log, and how far it is."""
 
-    def __init__(self, config: TrainConfig, task: Task, folder: Path) -> None:
-        self.config, self.task, self.folder = config, task, folder
+    def __init__(self, config: TrainConfig, task: Task, folder: Path, processes: Processes = ALONE) -> None:
+        self.config, self.task, self.folder, self._processes = config, task, folder, processes
         self.streams = streams.streams(config.seed)
         dtype = np.float64 if config.dtype == "float64" else np.float32  # for bfloat16 these are the masters
         parameters = initialize(config.model, self.streams["initialization"], dtype)
-        self.twin = create_backend(config.model, parameters, config, self.streams["dropout"])
+        self.twin = create_backend(config.model, parameters, config, self.streams["dropout"], processes)
         self._estimate = task.estimate_batches(self.streams["evaluation"])
         self._snapshots = snapshot_steps(config.snapshots, config.steps)
         self.step = 0  # updates done
@@ -92,8 +95,8 @@ class Trainer:
 
         `on_step` is called after every step with the number of steps done, for experiments that look inside.
         Raises: Interrupted after Ctrl-C, with a checkpoint saved; ValueError when the loss is not finite."""
-        config = self.config
-        with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=None) as bar:
+        config, hidden = self.config, None if self._processes.writes else True  # None: where nobody looks
+        with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar:
             if self.step == 0:
                 self._evaluate(bar)
                 self._take_snapshot()
@@ -104,9 +107,10 @@ class Trainer:
                 self._take_snapshot()
                 if _due(self.step, config.evaluate_every) and self.step < config.steps:
                     self._evaluate(bar)
-                if _due(self.step, config.checkpoint_every) or self.step == config.steps or interrupts.seen:
+                stop = self._processes.any(interrupts.seen)
+                if _due(self.step, config.checkpoint_every) or self.step == config.steps or stop:
                     self.save()
-                if interrupts.seen and self.step < config.steps:
+                if stop and self.step < config.steps:
                     raise Interrupted(f"stopped after step {self.step}; to go on: twinformer train --resume {self.folder}")
         return self._finish()
 
@@ -123,8 +127,7 @@ class Trainer:
         """Writes both checkpoints; the state comes first, since resuming asks for little else."""
         if self.config.average > 1 and self._is_kept(self.step):
             self._save_model(run_folder.KEPT.format(step=self.step))
-            for _, path in run_folder.kept(self.folder)[: -self.config.average]:
-                path.unlink()
+            self._remove(path for _, path in run_folder.kept(self.folder)[: -self.config.average])
         arrays, extra = self.twin.export_state()
         extra = {
             "step": self.step,
@@ -133,7 +136,8 @@ class Trainer:
             "streams": streams.export_state(self.streams),
             "twin": extra,
         }
-        save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
+        if self._processes.writes:
+            save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
         self._save_model(run_folder.MODEL)
 
     def restore(self) -> None:
@@ -153,13 +157,11 @@ class Trainer:
         self.twin.import_state(arrays, twin)
         streams.import_state(self.streams, stream_states)
         self.step = step
-        run_folder.trim_log(self.folder, self.step)
-        for kept, path in run_folder.kept(self.folder):
-            if kept > step or not self._is_kept(kept):
-                path.unlink()
-        for taken, path in run_folder.snapshots(self.folder):
-            if taken > step:
-                path.unlink()
+        if self._processes.writes:
+            run_folder.trim_log(self.folder, self.step)
+        kept, taken = run_folder.kept(self.folder), run_folder.snapshots(self.folder)
+        self._remove(path for number, path in kept if number > step or not self._is_kept(number))
+        self._remove(path for number, path in taken if number > step)
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint after `step` is one to average; what Ctrl-C leaves in between is not."""
@@ -172,7 +174,12 @@ class Trainer:
 
     def _save_model(self, name: str, dtype: type | None = None) -> None:
         parameters = {n: array if dtype is None else array.astype(dtype) for n, array in self.twin.parameters().items()}
-        save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
+        if self._processes.writes:
+            save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths if self._processes.writes else ():
+            path.unlink()
 
     def _advance(self, bar: tqdm) -> None:
         """One step, timed and, when its turn comes, logged."""
@@ -209,21 +216,25 @@ class Trainer:
         loss = self._measure(self._estimate)
         counted = {self._units: sum(batch.counted for batch in self._estimate)}
         self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
-        bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
+        if self._processes.writes:
+            bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
 
     def _finish(self) -> Outcome:
-        """The exact validation loss, of every target of the validation set, and the scores of the task."""
+        """The exact validation loss, of every target of the validation set, and the scores of the task.
+
+        Of several processes, the one that writes takes the finished model and goes on by itself."""
         if self.config.average > 1:
             self._take_the_mean()
         batches = list(self.task.validation_batches())
         loss = self._measure(batches)
         start = time.perf_counter()
-        scores = self.task.scores(self.twin)
+        self.twin = self.twin.alone()
+        scores = self.task.scores(self.twin) if self._processes.writes else {}
         self.evaluation_seconds += time.perf_counter() - start
         seconds = {"training_seconds": self.training_seconds, "evaluation_seconds": self.evaluation_seconds}
         figures = {self._units: sum(batch.counted for batch in batches), f"bits_per_{self._units[:-1]}": loss / math.log(2)}
         self._log(validation_loss=loss, exact=True, **figures, **seconds)
-        if scores:
+        if scores:  # only where it is to be written
             # The processor's time is that of all threads of this call of the command, from its start.
             content = {**scores, "validation_loss": loss, "step": self.step, **seconds, "cpu_seconds": time.process_time()}
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
@@ -232,6 +243,7 @@ class Trainer:
 
     def _take_the_mean(self) -> None:
         """Goes over to the mean of the kept models; the state on disk stays that of training."""
+        self._processes.any(False)  # they are all written, and the old ones gone
         paths = [path for _, path in run_folder.kept(self.folder)]
         arrays, extra = self.twin.export_state()
         mean = {f"parameters/{name}": array for name, array in mean_parameters(paths).items()}
@@ -250,6 +262,8 @@ class Trainer:
 
     def _log(self, **record: Any) -> None:
         """Appends one record; the file is opened anew each time, so that nothing waits in a buffer of ours."""
+        if not self._processes.writes:
+            return
         with (self.folder / run_folder.LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **record}) + "\n")
 

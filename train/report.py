@@ -10,6 +10,7 @@ from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
 from train.looking import Reading, look, pair_reading
 from train.loop import Outcome, Trainer, prepare
+from train.parallel import connected
 from train.plots import plot_loss
 
 EXCERPT_LINES = 12
@@ -17,9 +18,13 @@ EXCERPT_LINES = 12
 
 def train_and_report(config: TrainConfig) -> Outcome:
     """Trains, fills the run folder with figures and a sample, prints where they are. Raises: as `prepare` and `run`."""
-    trainer = prepare(config)
-    print(trainer.describe(), flush=True)
-    outcome = trainer.run()
+    with connected(config) as processes:
+        trainer = prepare(config, processes)
+        if processes.writes:
+            print(trainer.describe(), flush=True)
+        outcome = trainer.run()
+    if not processes.writes:
+        return outcome
     _draw_loss(trainer, outcome)
     if config.model.attention == "softmax":  # linear attention forms no weights
         _draw_attention(trainer)

@@ -109,3 +109,24 @@ def nudge_parameters(generator: np.random.Generator) -> Callable[[Trainer], None
 def resumed(config: TrainConfig, folder: Path) -> TrainConfig:
     """The same options, to go on from `folder`."""
     return replace(config, resume=str(folder), output=None)
+
+
+# Between a parameter and the loss a number is rounded once per operation, and the twins round apart in each. A layer is at
+# most 32 operations deep (norm 8, attention 10, feed-forward 8, two residuals and dropouts 6), the loss 8, and the backward
+# pass repeats each of them twice. Every rounding is worth at most a nudge of one parameter to its neighbour, so the curves
+# may differ by this many times what one nudge of every parameter after every step brings about. An encoder-decoder is two
+# stacks deep, and its decoder has 12 operations more in each; Muon adds 5 iterations of 6 operations to every update.
+LAYERS = 2
+DEPTH = 3 * (32 * LAYERS + 8)
+
+
+def envelope(folder: Path, config: TrainConfig) -> np.ndarray:
+    """How far the loss at each step may be from that of `config`'s numpy run, by rounding alone: see DEPTH."""
+    config = replace(config, compile=False, checkpoint_activations=False, backend="numpy")  # the spec has neither
+    reference = losses(run(replace(config, output=str(folder / "reference"))))
+    spread = np.zeros_like(reference)
+    for seed in range(3):
+        other = replace(config, output=str(folder / f"nudged-{seed}"))
+        spread = np.maximum(spread, np.abs(losses(run(other, nudge_parameters(np.random.default_rng(seed)))) - reference))
+    floor = np.finfo(np.float64).eps * reference[0]  # a nudge cannot show what is below the spacing of the loss itself
+    return DEPTH * (np.maximum.accumulate(spread) + floor)

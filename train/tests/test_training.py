@@ -3,10 +3,13 @@
 import json
 import signal
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
 
 from train import schedule
 from train.checkpoint import load_model
@@ -14,6 +17,9 @@ from train.configuration import Optimizer, Schedule, read_run_config
 from train.data import Batch, covering_batches, random_batch
 from train.loop import Interrupted, mean_loss, prepare
 from train.tests.runs import (
+    DEPTH,
+    LAYERS,
+    envelope,
     exact_loss,
     losses,
     nudge_parameters,
@@ -27,25 +33,6 @@ from train.tests.runs import (
 )
 
 BACKENDS = ["torch", "numpy"]
-
-# Between a parameter and the loss a number is rounded once per operation, and the twins round apart in each. A layer is at
-# most 32 operations deep (norm 8, attention 10, feed-forward 8, two residuals and dropouts 6), the loss 8, and the backward
-# pass repeats each of them twice. Every rounding is worth at most a nudge of one parameter to its neighbour, so the curves
-# may differ by this many times what one nudge of every parameter after every step brings about. An encoder-decoder is two
-# stacks deep, and its decoder has 12 operations more in each; Muon adds 5 iterations of 6 operations to every update.
-LAYERS = 2
-DEPTH = 3 * (32 * LAYERS + 8)
-
-
-def envelope(folder, config) -> np.ndarray:
-    """How far the loss at each step may be from that of `config`'s numpy run, by rounding alone: see DEPTH."""
-    reference = losses(run(replace(config, backend="numpy", output=str(folder / "reference"))))
-    spread = np.zeros_like(reference)
-    for seed in range(3):
-        other = replace(config, backend="numpy", output=str(folder / f"nudged-{seed}"))
-        spread = np.maximum(spread, np.abs(losses(run(other, nudge_parameters(np.random.default_rng(seed)))) - reference))
-    floor = np.finfo(np.float64).eps * reference[0]  # a nudge cannot show what is below the spacing of the loss itself
-    return DEPTH * (np.maximum.accumulate(spread) + floor)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +242,38 @@ def test_bfloat16_trains_float32_parameters(tmp_path):
     full = losses(run(replace(config, dtype="float32", output=str(tmp_path / "full"))))
     assert losses(folder)[-10:].mean() < losses(folder)[:10].mean() - 0.3
     assert (losses(folder) != full).any()  # it did compute in another format
+
+
+def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(arguments)
+        return checkpoint(*arguments, **options)
+
+    monkeypatch.setattr("torch_impl.block.checkpoint", counted)
+    kept = run(options(tmp_path / "kept"))
+    assert not calls
+    again = run(options(tmp_path / "again", checkpoint_activations=True))
+    assert len(calls) == 20 * 2 * LAYERS  # steps, micro-batches, blocks; none in evaluation
+    assert state(again) == state(kept)  # dropout included: masks are the same the second time, and the stream goes on
+
+
+def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
+    # Traced and differentiated ahead of time as in use, but run by torch itself: to compile takes a minute.
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    config = options(tmp_path / "run", steps=6, compile=True)
+    bound = envelope(tmp_path, config)
+    assert (np.abs(losses(run(config)) - losses(tmp_path / "reference")) <= bound).all()
+
+
+@pytest.mark.parametrize("name", ["compile", "tf32", "checkpoint_activations"])
+def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name}: expected none for the numpy backend"):
+        options(tmp_path / "run", backend="numpy", **{name: True})
+    if name == "tf32":
+        with pytest.raises(ValueError, match="tf32: expected none on a device other than cuda"):
+            prepare(options(tmp_path / "run", tf32=True))
 
 
 def test_log_has_what_a_reader_needs_and_config_what_a_rerun_needs(tmp_path):
