@@ -259,6 +259,7 @@ def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
     assert state(again) == state(kept)  # dropout included: masks are the same the second time, and the stream goes on
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks itself, while tracing
 def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
     # Traced and differentiated ahead of time as in use, but run by torch itself: to compile takes a minute.
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
