@@ -24,7 +24,7 @@ ROOT = source.ROOT
 FOLDER = Path(__file__).parent
 SITE = FOLDER / "site"
 STYLE = FOLDER / "site.css"
-ATTENTION_PAGE = "train/logs/default/attention.html"
+ATTENTION_PAGES = "train/logs/*/attention.html"
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
 
 
@@ -84,6 +84,7 @@ class Site:
         self.folder = folder
         self._reports = {report: place for report in REPORTS if (place := _first(report.places))}
         self._files: set[str] = set()
+        self._attention_pages = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(ATTENTION_PAGES))]
         self._source = [f"{package}/{path.name}" for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
 
     def pages(self) -> Iterator[Page]:
@@ -92,7 +93,7 @@ class Site:
         yield Page("index.html", "The transformer, written twice", self.markdown(post, "blog/post.md", "index.html"))
         for report, place in self._reports.items():
             yield Page(report.page, report.title, self._report(report, place), wide=True)
-        if self._has_attention():
+        if self._attention_pages:
             yield Page("look.html", "Attention", self._attention(), wide=True)
         yield Page("source/index.html", "The annotated source", self._contents())
         for path in self._source:
@@ -119,7 +120,9 @@ class Site:
     def markdown(self, text: str, origin: str, page: str) -> str:
         """Markdown of the repository's file `origin` as the body of a page, its links led to their places in the site."""
         body = markup.to_html(text)
-        return re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
+        body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
+        # A picture that leads to a page of its own is that page here.
+        return re.sub(r'<a href="([^"]+\.html)"><img src="[^"]+" alt="([^"]*)"></a>', lambda f: _framed(f[1], f[2]), body)
 
     def _led(self, target: str, origin: str, page: str) -> str:
         """A link of the file `origin` as a link of the page."""
@@ -157,14 +160,15 @@ class Site:
         extra = "\n\n".join(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in pictures)
         return self.markdown(f"{text}\n\n{extra}\n", place, report.page)
 
-    def _has_attention(self) -> bool:
-        return (ROOT / ATTENTION_PAGE).is_file()
-
     def _attention(self) -> str:
-        self._files.add(ATTENTION_PAGE)
-        file = _copied(ATTENTION_PAGE)
-        frame = f'<iframe class="tall" src="{file}" title="attention"></iframe>'
-        return f'<h1>Attention</h1>{frame}<p><a href="{file}">The same on its own page</a></p>'
+        """The attention pages, one below the other; the run is what a reader may choose by."""
+        parts = ["<h1>Attention</h1>"]
+        for page in self._attention_pages:
+            self._files.add(page)
+            name = posixpath.basename(posixpath.dirname(page))
+            parts.append(f'<h2 id="{name}">{name} <small><a href="{_copied(page)}">on its own page</a></small></h2>')
+            parts.append(_framed(_copied(page), f"attention of the run {name}"))
+        return "\n".join(parts)
 
     def _contents(self) -> str:
         """The list of rooms, each with its twin and its proof."""
@@ -183,7 +187,7 @@ class Site:
 
     def _menu(self) -> list[tuple[str, str]]:
         entries = [("index.html", "Post"), ("source/index.html", "Annotated source")]
-        if self._has_attention():
+        if self._attention_pages:
             entries.append(("look.html", "Attention"))
         return entries + [(report.page, report.title) for report in self._reports]
 
@@ -209,6 +213,10 @@ def templates() -> Environment:
     return Environment(
         loader=FileSystemLoader(FOLDER / "templates"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def _framed(page: str, title: str) -> str:
+    return f'<iframe class="tall" src="{page}" title="{title}"></iframe>'
 
 
 def _copied(path: str) -> str:

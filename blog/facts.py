@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -310,8 +309,3 @@ def sample_lines(name: str, count: int) -> str:
     """The first lines of what a run wrote."""
     text = (LOGS / name / run_folder.SAMPLE).read_text(encoding="utf-8").strip("\n")
     return "\n".join(line.rstrip() for line in text.splitlines()[:count]).rstrip()
-
-
-def exists(path: str) -> bool:
-    """Whether the repository has this file."""
-    return (Path(ROOT) / path).exists()

@@ -98,7 +98,9 @@ def _highlighted(code: str, language: str, _: str) -> str:
 
 
 def _image(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-    """A figure with its alternative text as caption."""
+    """A figure, which opens in its full size unless it leads elsewhere."""
     token = tokens[index]
     source, text = html.escape(str(token.attrs["src"])), html.escape(token.content)
-    return f'<a href="{source}"><img src="{source}" alt="{text}"></a>'
+    picture = f'<img src="{source}" alt="{text}">'
+    is_linked = index > 0 and tokens[index - 1].type == "link_open"
+    return picture if is_linked else f'<a href="{source}">{picture}</a>'

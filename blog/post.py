@@ -69,6 +69,7 @@ def rendered(template: str, anchors: bool = False) -> str:
     names = {
         "n": number,
         "has": has,
+        "exists": lambda path: (source.ROOT / path).exists(),
         "facts": facts(),
         "code": code,
         "lines": lines,
