@@ -32,6 +32,12 @@ from train.run_folder import environment
 from train.subject import Subject, create_subject
 
 SHORTENINGS = 8  # of the step of a central difference, each to an eighth
+TITLES = {
+    "spec": "spec, float64",
+    "twin": "twin, autograd, float64",
+    "differences": "differences, float64",
+    "complex": "complex step, longdouble",
+}
 
 
 class Finding(NamedTuple):
@@ -267,15 +273,15 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """A line per witness: its worst error, relative error and error/bound, and where."""
-    lines = []
+    """A line per witness: its largest relative error, its largest error/bound, and where that is."""
+    lines = ["error/bound is at most 1 where nothing is wrong; relative is to the largest number of the tensor"]
     for witness in dict.fromkeys(witness for row in rows for witness in row.findings):
         own = {row.name: row.findings[witness] for row in rows if witness in row.findings}
         name = max(own, key=lambda name: own[name].ratio)
         relative = max((found.relative for found in own.values() if found.relative is not None), default=0.0)
         lines.append(
-            f"{witness:11}  {len(own):4d} tensors, largest relative error {relative:.1e}, largest error/bound "
-            f"{_ratio(own[name])} at {name} {_place(own[name])}"
+            f"{TITLES[witness]:26}  {len(own):4d} tensors, relative error at most {relative:.1e}, error/bound at most "
+            f"{_ratio(own[name])}: {name} {_place(own[name])}"
         )
     return "\n".join(lines)
 

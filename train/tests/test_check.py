@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER
+from parity_tests.compare import NARROW_LONGDOUBLE
 from train import check
 from train.cli import main
 from train.configuration import CheckConfig
 from train.subject import VOCABULARY, Subject, create_subject, random_batch
 from train.tests.runs import options, run, write_text
 
+pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)
 SMALL = {"width": 4, "layers": 1, "heads": 2, "context": 5, "vocabulary": 7, "feed_forward": 3}
 KINDS = {
     "decoder": {"kind": "decoder", "position": "rotary", "norm": "rms", "activation": "swiglu"},
@@ -282,6 +285,11 @@ def test_a_run_whose_data_changed_is_refused(tmp_path, capsys):
     capsys.readouterr()
     assert "corpus: expected the data that the model of run" in refused(capsys, "--run", str(folder))
     assert main(["check", "--run", str(folder), "--batch", "random", "--against", "twin"]) == 0
+
+
+def test_a_machine_without_a_truth(monkeypatch, capsys):
+    monkeypatch.setattr(check, "LONGDOUBLE_IS_WIDER", False)
+    assert "check: expected a machine whose longdouble is wider" in refused(capsys, "--preset", "tiny")
 
 
 def refused(capsys, *arguments):

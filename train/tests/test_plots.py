@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from train import plots
-from train.plots import MOST_PIXELS, MOST_TOKENS, plot_attention, plot_loss
+from train.plots import MOST_PIXELS, MOST_TOKENS, VERMILION, plot_attention, plot_check, plot_loss
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -159,3 +160,20 @@ def test_a_picture_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
         plot_loss([{"step": 0, "train_loss": 4.0}], path, "a run")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_heat_map_of_a_check(tmp_path, figures):
+    """What is out of bounds is vermilion, what nobody looked at grey, an error of 0 as faint as can be."""
+    ratios = {"loss": {"spec": 0.0}, "weight": {"spec": 0.25, "twin": 1.5}, "bias": {"spec": 1e-9, "twin": float("inf")}}
+    path = tmp_path / "check.png"
+    plot_check(ratios, path, "a check")
+    assert_picture(path)
+    axes = figures[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["0", "", "0.25", "1.5", "1e-09", "inf"]
+    (image,) = axes.get_images()
+    colors = [to_hex(color) for color in image.cmap(image.norm(image.get_array())).reshape(-1, 4)]
+    assert colors[0] == colors[4] == to_hex(image.cmap(0.0))
+    assert colors[1] == "#cccccc"
+    assert colors[3] == colors[5] == VERMILION.lower()
+    with pytest.raises(ValueError, match="ratios: expected at least one tensor, got none"):
+        plot_check({}, path, "nothing")
