@@ -188,7 +188,7 @@ def _note_html(room: str, path: str, part: Part) -> str:
     if note.tests:
         facts.append("proof: " + ", ".join(f'<a href="{href(test)}">{test.text}</a>' for test in note.tests))
     if note.worst:
-        worst = ", ".join(f"{witness} {ratio:.2f}" for witness, ratio in note.worst.items())
+        worst = ", ".join(f"{witness} {_shown(ratio)}" for witness, ratio in note.worst.items())
         facts.append(f'worst <a href="../../bounds.html">error/bound</a>: {worst}')
     if facts:
         pieces.append("<ul class='facts'>" + "".join(f"<li>{fact}</li>" for fact in facts) + "</ul>")
@@ -202,11 +202,22 @@ def _equation_html(equation: Equation, note: Note | None) -> str:
     if equation.twin:
         links.append(f'<a href="{href(equation.twin)}" title="{equation.twin.path}">twin</a>')
     if equation.spec and note and note.tests:
-        ratio = f" {max(note.worst.values()):.2f}" if note.worst else ""
+        ratio = f" {_shown(max(note.worst.values()))}" if note.worst else ""
         title = f"{note.tests[0].text}{', worst error/bound' + ratio if ratio else ''}"
         links.append(f'<a href="{href(note.tests[0])}" title="{title}">proof{ratio}</a>')
     badges = f'<span class="to">{" ".join(links)}</span>' if links else ""
-    return f'<span class="math">{math(equation.tex)}</span>{badges}'
+    return f"{_set(equation.tex)}{badges}"
+
+
+def _set(tex: str) -> str:
+    """LaTeX as MathML; or, where it has dollars, text with LaTeX between them."""
+    if "$" not in tex:
+        return f'<span class="math">{math(tex)}</span>'
+    return "".join(_set(part) if number % 2 else html.escape(part) for number, part in enumerate(tex.split("$")))
+
+
+def _shown(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio else "exact"
 
 
 def _siblings(room: str) -> str:

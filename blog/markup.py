@@ -18,6 +18,9 @@ from pygments import highlight
 from pygments.formatters.html import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
+PRIME = "′"
+FUNCTIONS = ("log", "ln", "sin", "cos", "tanh", "exp", "Im")  # the library sets their argument without a space
+
 
 def to_html(markdown: str) -> str:
     """The body of a page. Math stands between dollars, code in fences, headings get anchors as on a code host."""
@@ -56,6 +59,15 @@ def math(tex: str, display: bool = False) -> str:
     for element in tree.iter("msub") if display else ():
         if element[0].text == "∑":  # inside brackets the library sets the limits of a sum as a subscript
             element.tag = "munder"
+    for element in tree.iter("msup"):
+        if element[1].text == PRIME:  # a prime is raised of itself; raised once more it cannot be read
+            element.tag, element[1].tag = "mrow", "mo"
+            element[1].attrib.update(lspace="0", rspace="0")
+    for row in [element for element in tree.iter() if element.tag in ("mrow", "math")]:
+        for place in range(len(row) - 2, -1, -1):
+            name = row[place][0] if row[place].tag == "msup" else row[place]
+            if name.text in FUNCTIONS and row[place + 1].text != "(":
+                row.insert(place + 1, ElementTree.Element("mspace", width="0.167em"))
     return ElementTree.tostring(tree, encoding="unicode")
 
 

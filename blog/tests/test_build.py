@@ -96,6 +96,16 @@ def test_sums_have_their_limits_below():
     assert "<munder>" in markup.math(r"\left( \sum_i x_i \right)", display=True)
 
 
+def test_functions_stand_apart_from_their_arguments():
+    assert '<mi>log</mi><mspace width="0.167em" /><mi>x</mi>' in markup.math(r"\log x")
+    assert '<msup><mi>tanh</mi><mn>2</mn></msup><mspace width="0.167em" />' in markup.math(r"\tanh^2 x")
+    assert "mspace" not in markup.math(r"\log(x)")
+
+
+def test_primes_are_raised_once():
+    assert '<mi>f</mi><mo lspace="0" rspace="0">′</mo>' in markup.math("f'(x)")
+
+
 def test_unknown_math_is_an_error():
     with pytest.raises(ValueError, match=r"got \\nosuchcommand"):
         markup.math(r"\nosuchcommand{x}")
