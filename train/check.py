@@ -1,11 +1,12 @@
 """`twinformer check`: the spec's loss and every gradient against independent witnesses, tensor by tensor.
 
-The truth is the spec run in longdouble. Its bounds are those of the running error analysis in parity_tests/bounds.py for
-float64; no tolerance is chosen. Against the truth stand the spec in float64 and, as the options ask,
+The truth is the spec run in longdouble, on an array type that also yields the bounds of a run in float64: the error analysis
+of parity_tests/bounds.py; no tolerance is chosen. Every element of the spec in float64 is held against it, and, as asked,
 
-    twin          PyTorch's autograd in float64: every element
-    differences   (f(x + h v) - f(x - h v)) / 2h in float64, along one direction v through all elements, then single elements
-    complex       Im f(x + i h v) / h in longdouble, along the same
+    twin          every element by PyTorch's autograd in float64, against the truth
+    differences   (f(x + h v) - f(x - h v)) / 2h in float64, against the spec's gradient: along one random direction v
+                  through all elements of the tensor, then along single elements
+    complex       Im f(x + i h v) / h in longdouble, against the same
 
 "Within bounds" by all of them means: the gradients are those of this function, as exactly as float64 can hold them.
 """

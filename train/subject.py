@@ -108,7 +108,7 @@ def _fresh_model(options: TrainConfig, task: Task | None) -> ModelConfig:
 
 
 def _fresh_parameters(model: ModelConfig, seed: int) -> Parameters:
-    """Initial parameters, each moved by a normal draw of deviation 1/sqrt(its last axis), the step's usual fan-in.
+    """Initial parameters, each moved by a normal draw of deviation 1/sqrt(length of the last axis), a matrix's fan-in.
 
     A bias of 0, a gain of 1 and above all a projection of 0 would hide faults: what is multiplied by them has gradient 0."""
     generator = streams.stream(seed, "initialization")

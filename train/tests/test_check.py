@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from parity_tests.bounds import LONGDOUBLE_IS_WIDER
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, run_tracked
 from parity_tests.compare import NARROW_LONGDOUBLE
 from train import check
 from train.cli import main
@@ -186,6 +186,21 @@ def test_a_unit_on_its_kink_has_no_difference(tmp_path):
     assert "differences" not in rows["blocks.0.feed_forward.up.bias"].findings
     assert "differences" in rows["token_embedding.weight"].findings
     assert "     -  " in check.table(list(rows.values()))
+
+
+@pytest.mark.parametrize("elements", [0, 1, 99])
+def test_elements_are_taken_singly_from_the_largest_gradient_on(tmp_path, elements):
+    subject = create_subject(CheckConfig(config=write_config(tmp_path)))
+    gradient = subject.loss_and_gradients(subject.parameters)[TENSOR]
+    tracked = run_tracked(lambda x: x * 1.1, gradient, format="float64")
+    probes = list(check._probes(gradient, tracked, elements, np.random.default_rng(0)))
+    assert probes[0].place is None
+    assert np.isclose(float(probes[0].slope), (gradient * probes[0].direction).sum())
+    places = [probe.place for probe in probes[1:]]
+    assert len(set(places)) == len(places) == min(elements, gradient.size)
+    for probe in probes[1:]:
+        assert probe.slope == (gradient * probe.direction).sum() == gradient[probe.place]
+        assert abs(probe.slope) <= abs(probes[1].slope)
 
 
 def test_json_and_plot(tmp_path, monkeypatch, capsys):
