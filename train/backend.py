@@ -63,6 +63,9 @@ class Twin(Protocol):
     def evaluate_loss(self, batch: Batch) -> float:
         """The sum, in float64, of nats over all targets of the batch; no dropout, no label smoothing."""
 
+    def gradients(self, batch: Batch) -> Arrays:
+        """The gradient of the mean loss of a batch, without dropout, for all parameters that it depends on; no update."""
+
     def predict(self, batch: Batch) -> np.ndarray:
         """The likeliest symbol (B, T) at every position."""
 
@@ -147,6 +150,10 @@ class NumpyBackend:
     def evaluate_loss(self, batch: Batch) -> float:
         loss, _ = cross_entropy_forward(self._logits(batch).astype(np.float64), batch.targets, count=1)
         return float(loss)
+
+    def gradients(self, batch: Batch) -> Arrays:
+        _, gradients = loss_and_gradients(self._parameters, self._model, batch.tokens, batch.targets, **batch.inputs())
+        return gradients
 
     def predict(self, batch: Batch) -> np.ndarray:
         return self._logits(batch).argmax(axis=-1)
@@ -274,6 +281,17 @@ class TorchBackend:
         if self._device.type == "mps":  # it has no float64
             logits, targets = logits.cpu(), targets.cpu()
         return float(self._processes.sum(cross_entropy(logits.double(), targets, count=1)))
+
+    def gradients(self, batch: Batch) -> Arrays:
+        from torch_impl.loss import cross_entropy
+        from torch_impl.parameters import as_numpy
+
+        self._model.zero_grad(set_to_none=True)
+        cross_entropy(self._model(self._tensor(batch.tokens), **self._inputs(batch)), self._tensor(batch.targets)).backward()
+        parameters = self._model.named_parameters()
+        found = {name: as_numpy(p.grad) for name, p in parameters if p.grad is not None}
+        self._model.zero_grad(set_to_none=True)
+        return found
 
     def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
         from torch_impl.decode import generate as torch_generate

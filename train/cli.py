@@ -19,11 +19,15 @@ from typing import Annotated, Any
 import tyro
 
 from train.configuration import (
+    AblateConfig,
     AttentionConfig,
     CheckConfig,
     ComplexityConfig,
     GenerateConfig,
+    InductionConfig,
+    LadderConfig,
     ParametersConfig,
+    PitfallsConfig,
     TrainConfig,
     preset,
     read_run_config,
@@ -33,7 +37,18 @@ from train.parallel import speaks
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
 )
-Command = TrainConfig | GenerateConfig | AttentionConfig | CheckConfig | ComplexityConfig | ParametersConfig
+Command = (
+    TrainConfig
+    | GenerateConfig
+    | AttentionConfig
+    | CheckConfig
+    | ComplexityConfig
+    | ParametersConfig
+    | AblateConfig
+    | InductionConfig
+    | PitfallsConfig
+    | LadderConfig
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +79,10 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[CheckConfig, subcommand("check")]
         | Annotated[ComplexityConfig, subcommand("complexity")]
         | Annotated[ParametersConfig, subcommand("parameters")]
+        | Annotated[AblateConfig, subcommand("ablate")]
+        | Annotated[InductionConfig, subcommand("induction")]
+        | Annotated[PitfallsConfig, subcommand("pitfalls")]
+        | Annotated[LadderConfig, subcommand("ladder")]
     )
     with _parse_errors_as_value_errors():
         return tyro.cli(
@@ -86,6 +105,14 @@ def run(command: Command) -> int:
             return _complexity(command)
         case ParametersConfig():
             return _parameters(command)
+        case AblateConfig():
+            return _ablate(command)
+        case InductionConfig():
+            return _induction(command)
+        case PitfallsConfig():
+            return _pitfalls(command)
+        case LadderConfig():
+            return _ladder(command)
 
 
 def _train(config: TrainConfig) -> int:
@@ -133,6 +160,34 @@ def _complexity(config: ComplexityConfig) -> int:
     from train.complexity import complexity
 
     print(complexity(config))
+    return 0
+
+
+def _ablate(config: AblateConfig) -> int:
+    from train.ablate import ablate
+
+    print(ablate(config))
+    return 0
+
+
+def _induction(config: InductionConfig) -> int:
+    from train.induction import induction
+
+    print(induction(config))
+    return 0
+
+
+def _pitfalls(config: PitfallsConfig) -> int:
+    from train.pitfalls import pitfalls
+
+    print(pitfalls(config))
+    return 0
+
+
+def _ladder(config: LadderConfig) -> int:
+    from train.ladder import ladder
+
+    print(ladder(config))
     return 0
 
 

@@ -334,6 +334,94 @@ class ComplexityConfig:
 
 
 @dataclass(frozen=True)
+class AblateConfig:
+    """Train a small model with one thing changed at a time, over several seeds, and say what each change costs."""
+
+    study: tuple[str, ...] = ()
+    """Names of studies in train/studies.toml; none for all."""
+    seeds: int = 5
+    """Runs of every variant, with the seeds 0, 1 and so on."""
+    steps: int | None = None
+    """Optimizer steps of a run; None for those of train/studies.toml."""
+    corpus: str | None = None
+    """Text to learn, as for train; None for that of train/studies.toml."""
+    jobs: int = 1
+    """Trainings at a time, each on one thread."""
+    output: str = "runs/ablation"
+    """Folder for the finished runs and the report; the same command again goes on with what is missing there."""
+
+    def __post_init__(self) -> None:
+        _require(self.seeds >= 2, "seeds", "at least 2, for an interval", self.seeds)
+        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+
+
+@dataclass(frozen=True)
+class InductionConfig:
+    """Train two layers of attention on random sequences that repeat themselves, and watch an induction head form."""
+
+    steps: int = 3000
+    """Optimizer steps."""
+    batch: int = 32
+    """Sequences per step."""
+    learning_rate: float = 1e-3
+    """Learning rate, after a short warm-up."""
+    measure_every: int = 25
+    """Steps between measurements of losses and heads."""
+    seed: int = 0
+    """Seed of all random streams (non-negative integer)."""
+    output: str = "runs/induction"
+    """Folder for induction.json and induction.png."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "measure_every"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(0 < self.learning_rate < float("inf"), "learning_rate", "a finite number above 0", self.learning_rate)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+@dataclass(frozen=True)
+class PitfallsConfig:
+    """Train with one classic mistake at a time, and show what one sees: loss, gradients, attention, sample."""
+
+    only: tuple[str, ...] = ()
+    """Names of pitfalls in train/pitfalls.toml; none for all."""
+    steps: int | None = None
+    """Optimizer steps of a run; None for those of train/pitfalls.toml."""
+    corpus: str | None = None
+    """Text to learn, as for train; None for that of train/pitfalls.toml."""
+    jobs: int = 1
+    """Trainings at a time, each on one thread."""
+    output: str = "runs/pitfalls"
+    """Folder for the finished runs and the gallery; the same command again goes on with what is missing there."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+
+
+@dataclass(frozen=True)
+class LadderConfig:
+    """Climb from a bigram model to a transformer, one idea at a time: parameters, loss and sample of each rung."""
+
+    steps: int | None = None
+    """Optimizer steps of a run; None for those of the presets ladder-*."""
+    corpus: str | None = None
+    """Text to learn, as for train; None for that of the presets."""
+    seed: int = 0
+    """Seed of all random streams (non-negative integer)."""
+    jobs: int = 1
+    """Trainings at a time, each on one thread."""
+    output: str = "runs/ladder"
+    """Folder for the finished runs and the report; the same command again goes on with what is missing there."""
+
+    def __post_init__(self) -> None:
+        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+@dataclass(frozen=True)
 class ParametersConfig:
     """Count the parameters of a well-known model, part by part."""
 

@@ -1,0 +1,131 @@
+"""Pictures of the experiments: ablations, pitfalls, the ladder, the induction heads; in the house style of plots.py."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from train.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, _figure, _save, _style
+
+Result = Mapping[str, Any]
+LINEAR_TO = 0.02  # nats per character: differences below it are drawn to scale, larger ones by their logarithm
+
+
+def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
+    """The difference of every variant to the baseline with its confidence interval, a row each, study by study."""
+    rows = [result for result in results if "difference" in result]
+    with _style():
+        figure = _figure(8, 1.3 + 0.27 * max(len(rows), 3))
+        axes = figure.add_subplot()
+        studies = list(dict.fromkeys(row["study"] for row in rows))
+        for y, row in enumerate(rows):
+            sure = row["p_holm"] < 0.05
+            color = "#666666" if not sure else VERMILION if row["difference"] > 0 else BLUE
+            axes.errorbar(row["difference"], y, xerr=row["difference_interval"], color=color, marker="o", capsize=2.5)
+            if studies.index(row["study"]) % 2:
+                axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", zorder=-1)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_xscale("symlog", linthresh=LINEAR_TO)
+        edge = max([abs(row["difference"]) + row["difference_interval"] for row in rows], default=1.0)
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if tick < 1.2 * edge]
+        lowest = min([row["difference"] - row["difference_interval"] for row in rows], default=-1.0)
+        ticks = [-tick for tick in reversed(ticks) if tick < -1.5 * lowest] + [0.0, *ticks]
+        axes.set_xticks(ticks, labels=[f"{tick:+g}" if tick else "0" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_yticks(range(len(rows)), [f"{row['study']}: {row['name']}" for row in rows], fontsize=9)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("exact validation loss minus the baseline's (nats per character)")
+        axes.set_title("One change at a time: left is better. Grey: no difference shown at 5 %")
+        _save(figure, path)
+
+
+def plot_induction(histories: Mapping[int, Sequence[Result]], chance: float, path: str | os.PathLike[str]) -> None:
+    """Loss, and the two scores of every head, against steps. `histories`: number of layers -> what was measured."""
+    deep, flat = max(histories), min(histories)
+    steps = [record["step"] for record in histories[deep]]
+    with _style():
+        figure = _figure(7.5, 8)
+        loss, previous, following = figure.subplots(3, 1, sharex=True)
+        for name, color, style in (("loss_seen", VERMILION, "-"), ("loss_new", ORANGE, "-")):
+            kind = "seen before" if name == "loss_seen" else "new"
+            loss.plot(steps, [r[name] for r in histories[deep]], color=color, linestyle=style, label=f"{kind}, two layers")
+        flat_steps = [r["step"] for r in histories[flat]]
+        flat_loss = [r["loss_seen"] for r in histories[flat]]
+        loss.plot(flat_steps, flat_loss, color="#666666", linestyle="--", label="seen before, one layer")
+        loss.axhline(chance, color="black", linewidth=0.8, linestyle=":", label=f"chance: {chance:.2f}")
+        loss.set(ylabel="loss (nats per symbol)", ylim=(0, None), title="Repeated random sequences: loss by kind of symbol")
+        loss.legend(loc="upper right", bbox_to_anchor=(1, 0.85), fontsize=9)
+        panels = (
+            (previous, "previous", "weight on the token before"),
+            (following, "induction", "weight on what came next\nthe last time"),
+        )
+        for axes, name, label in panels:
+            scores = np.array([record[name] for record in histories[deep]])  # (steps, L, H)
+            for layer, color in enumerate((BLUE, VERMILION)):
+                for head in range(scores.shape[2]):
+                    text = f"heads of layer {layer}" if head == 0 else None
+                    axes.plot(steps, scores[:, layer, head], color=color, linewidth=1.3, label=text)
+            axes.set(ylabel=label, ylim=(0, 1))
+            axes.legend(loc="upper left", fontsize=9)
+        previous.set_title("Previous-token score of every head")
+        following.set(title="Induction score of every head", xlabel="step")
+        following.margins(x=0.02)
+        _save(figure, path)
+
+
+def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLike[str]) -> None:
+    """The loss curve, the gradient norm of every layer, and the entropy of attention, with and without a mistake."""
+    with _style():
+        figure = _figure(10, 3.4)
+        loss, norms, entropy = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+        for record, color, name in ((right, BLUE, "as it should be"), (wrong, VERMILION, "with the mistake")):
+            training = np.array([(r["step"], r["train_loss"]) for r in record["log"] if "train_loss" in r])
+            checked = np.array([(r["step"], r["validation_loss"]) for r in record["log"] if "validation_loss" in r])
+            if len(training):
+                loss.plot(*training.T, color=color, linewidth=1.0, alpha=0.75, label=f"{name}: training")
+            if len(checked):
+                loss.plot(*checked.T, color=color, marker="D", markersize=3.5, linestyle=":", label=f"{name}: validation")
+            _plot_looks(record["looks"], color, norms, entropy)
+        loss.set(xlabel="step", ylabel="loss (nats per character)", title="Loss", ylim=(0, None))
+        handles, labels = loss.get_legend_handles_labels()
+        norms.set(yscale="log", title="Gradient norm per layer", ylabel="dashed: after the first step")
+        norms.tick_params(axis="x", rotation=40, labelsize=8)
+        entropy.set(xlabel="step", title="Entropy of attention, per layer", ylabel="nats, mean of heads", ylim=(0, None))
+        figure.suptitle(title, weight="bold")
+        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+        _save(figure, path)
+
+
+def _plot_looks(looks: Sequence[Result], color: str, norms: Any, entropy: Any) -> None:
+    if not looks:
+        return
+    for look, style in ((looks[0], "--"), (looks[-1], "-")):
+        layers = [name.replace("embedding", "emb.").replace("blocks.", "block ") for name in look["gradient_norm"]]
+        values = [value if np.isfinite(value) and value > 0 else np.nan for value in look["gradient_norm"].values()]
+        norms.plot(layers, values, color=color, linestyle=style, marker="o", markersize=3.5)
+    rows = [look for look in looks if "entropy" in look]
+    styles = ("-", "--", "-.", ":") * 8
+    for name, style in zip(rows[0]["entropy"] if rows else (), styles, strict=False):
+        means = [float(np.mean(look["entropy"][name])) for look in rows]
+        entropy.plot([look["step"] for look in rows], means, color=color, linestyle=style, linewidth=1.3)
+
+
+def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
+    """The exact loss of every rung from the first to the last, with its parameters."""
+    with _style():
+        figure = _figure(8, 1.2 + 0.42 * len(results))
+        axes = figure.add_subplot()
+        losses = [result["loss"] for result in results]
+        axes.plot(losses, range(len(results)), color=BLUE, marker="o", linewidth=1.3)
+        for y, result in enumerate(results):
+            text = f"{result['loss']:.3f}   {result['parameters']:,} parameters"
+            axes.annotate(text, (result["loss"], y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set_yticks(range(len(results)), [result["rung"] for result in results])
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.set_xlim(min(losses) - 0.05, max(losses) + 0.45 * (max(losses) - min(losses)) + 0.05)
+        axes.set_xlabel("exact validation loss (nats per character)")
+        axes.set_title("From bigram to transformer, one idea a rung")
+        _save(figure, path)

@@ -1,0 +1,156 @@
+"""Many small trainings: each in a process of its own, several at a time, what is finished kept in a file of JSON lines.
+
+A job says all that its result depends on, so its record is found again by that: a study that was interrupted goes on, and one
+that is finished is only reported anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from train.configuration import flat_options, train_config
+from train.faults import install
+
+PRELOADED = ["numpy", "torch", "torch._dynamo", "tyro", "safetensors.numpy"]  # slow to import, and not ours
+OF_THE_CALL = ("preset", "output", "overwrite", "resume", "threads")  # change nothing in the result
+Record = dict[str, Any]
+Result = TypeVar("Result")
+
+
+class Job(NamedTuple):
+    """One training: its options by the names of the command line, its faults, and how often to look inside."""
+
+    name: str
+    options: dict[str, Any]
+    faults: tuple[str, ...] = ()
+    look_every: int = 0
+    """Steps between looks at gradients and attention; 0 for none, and no sample at the end."""
+
+    @property
+    def key(self) -> str:
+        """What the result depends on, as a hash; not the name."""
+        config = flat_options(train_config({**self.options, "threads": 1}, self.name))
+        told = {name: value for name, value in config.items() if name not in OF_THE_CALL}
+        content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record]:
+    """The record of every job by its key, from the file or from a training, which is then added to the file.
+
+    Raises: ValueError for options or faults that make no sense, before anything runs; OSError for a text that is missing."""
+    wanted = {job.key: job for job in jobs}
+    records = {record["key"]: record for record in read_records(path) if record["key"] in wanted}
+    missing = [job for key, job in wanted.items() if key not in records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stopped, writing = threading.Event(), threading.Lock()
+    context = start_method()
+
+    def run(job: Job) -> Record | None:
+        if stopped.is_set():
+            return None
+        record = in_a_process(job.name, perform, job, context)
+        with writing, path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        return record
+
+    with ThreadPoolExecutor(max(1, at_a_time)) as threads, tqdm(total=len(missing), unit="run", disable=None) as bar:
+        try:
+            for record in threads.map(run, missing):
+                assert record is not None
+                records[record["key"]] = record
+                bar.update()
+        finally:
+            stopped.set()
+    return records
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of the file; a line that a crash tore is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def perform(job: Job) -> Record:
+    """Trains as the job says, in this process, which must not have used the rooms of its faults before."""
+    install(job.faults)
+    from train.loop import prepare
+    from train.look import Look
+
+    with tempfile.TemporaryDirectory(prefix="twinformer_") as folder:
+        options = {**job.options, "threads": 1, "output": str(Path(folder) / "run")}
+        trainer = prepare(train_config(options, job.name))
+        look, outcome, failure = Look(trainer, job.look_every), None, None
+        try:
+            outcome = trainer.run(look)
+        except ValueError as error:  # the loss is not finite, which is a result here
+            failure = str(error)
+        finite = outcome is not None and math.isfinite(outcome.validation_loss)
+        return {
+            "key": job.key,
+            "name": job.name,
+            "seed": trainer.config.seed,
+            "faults": list(job.faults),
+            "loss": outcome.validation_loss if outcome is not None and finite else None,
+            "scores": {} if outcome is None else {k: v for k, v in outcome.scores.items() if not isinstance(v, list)},
+            "failure": failure,
+            "cpu_seconds": time.process_time(),
+            **look.report(finite),
+        }
+
+
+def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, context: Any = None) -> Result:
+    """What the function answers in a fresh process, silent; `name` stands in the error if it ends otherwise."""
+    context = context or start_method()
+    answer, end = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(function, argument, end), daemon=True)
+    process.start()
+    end.close()
+    try:
+        result, failure = answer.recv()
+    except EOFError:
+        process.join()
+        result, failure = None, f"the process ended with exit status {process.exitcode}"
+    process.join()
+    if failure:
+        raise RuntimeError(f"{name}: {failure}")
+    return result  # type: ignore[no-any-return]  # what came through the pipe is the function's
+
+
+def _child(function: Callable[[Any], Any], argument: Any, end: Connection) -> None:
+    """Sends the result, or a text that says what went wrong."""
+    with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        try:
+            end.send((function(argument), ""))
+        except BaseException:
+            end.send((None, traceback.format_exc()))
+
+
+def start_method() -> Any:
+    """A way to start processes of one thread each. Where it can, a server that has imported what is slow forks them."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = "1"
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context

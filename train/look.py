@@ -1,0 +1,72 @@
+"""A look inside a training run: gradient norms and attention entropy now and then, the curve and a sample at the end."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from train import run_folder, streams
+from train.data import Batch
+from train.loop import Trainer
+
+WINDOWS = 4  # whose attention is averaged
+KEPT = ("step", "train_loss", "validation_loss", "exact", "gradient_norm")
+
+
+class Look:
+    """Called after every step with the number of steps done."""
+
+    def __init__(self, trainer: Trainer, every: int) -> None:
+        self._trainer, self._every = trainer, every
+        generator = streams.stream(trainer.config.seed, "look")  # another stream: looking changes nothing
+        self._batch: Batch = trainer.task.training_batch(0, generator)
+        self._looks: list[dict[str, Any]] = []
+
+    def __call__(self, step: int) -> None:
+        if self._every and (step % self._every == 0 or step in (1, self._trainer.config.steps)):
+            twin, batch = self._trainer.twin, self._batch
+            look = {"step": step, "gradient_norm": norms(twin.gradients(batch))}
+            if self._trainer.config.model.attention == "softmax":
+                look["entropy"] = entropies(twin, batch)
+            self._looks.append(look)
+
+    def report(self, finished: bool) -> dict[str, Any]:
+        """Parameters that the loss reaches, and the log; with looks, also these, and a sample of a run that was finished."""
+        trainer = self._trainer
+        reached = trainer.twin.gradients(self._batch)
+        log = [
+            {key: record[key] for key in KEPT if key in record and math.isfinite(record[key])}
+            for record in run_folder.read_log(trainer.folder)
+        ]
+        report: dict[str, Any] = {"parameters": sum(part.size for part in reached.values()), "log": log}
+        if self._every:
+            sample = trainer.task.sample(trainer.twin, trainer.streams["sample"]) if finished else ""
+            report |= {"looks": self._looks, "sample": sample}
+        return report
+
+
+def norms(gradients: dict[str, np.ndarray]) -> dict[str, float]:
+    """Norm of the gradient of every layer: "token_embedding", "blocks.0", "encoder.blocks.1", "final_norm"."""
+    squares: dict[str, float] = {}
+    for name, gradient in gradients.items():
+        squares[layer_of(name)] = squares.get(layer_of(name), 0.0) + float((gradient.astype(np.float64) ** 2).sum())
+    return {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
+def layer_of(name: str) -> str:
+    """blocks.0.attention.query.weight -> blocks.0."""
+    parts = name.split(".")
+    return ".".join(parts[: parts.index("blocks") + 2] if "blocks" in parts else parts[:-1])
+
+
+def entropies(twin: Any, batch: Batch) -> dict[str, list[float]]:
+    """Mean entropy of the attention weights of every head (nats), over the rows of a few windows, by layer."""
+    found: dict[str, list[np.ndarray]] = {}
+    for row in range(min(WINDOWS, len(batch.tokens))):
+        source = None if batch.source is None else batch.source[row]
+        for name, weights in twin.attention(batch.tokens[row], source).items():
+            positive = np.where(weights > 0, weights, 1.0).astype(np.float64)
+            found.setdefault(name, []).append(-(positive * np.log(positive)).sum(axis=-1).mean(axis=-1))
+    return {name: np.mean(heads, axis=0).tolist() for name, heads in found.items()}

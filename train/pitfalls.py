@@ -1,0 +1,138 @@
+"""`twinformer pitfalls`: what training looks like with each classic mistake in the code, beside the same run without it.
+
+The mistakes are the named faults that the proof must notice (parity_tests/mutants.py), so the gallery shows the other side:
+what somebody without such a proof would have to go by. One seed: this shows, the ablations measure.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from train.checkpoint import write_atomically
+from train.configuration import PitfallsConfig
+from train.corpus import load_corpus
+from train.experiment_plots import plot_pitfall
+from train.faults import fault
+from train.jobs import Job, Record, run_all
+from train.run_folder import environment
+
+PITFALLS_FILE = Path(__file__).with_name("pitfalls.toml")
+RUNS, RESULT, GALLERY = "runs.jsonl", "pitfalls.json", "pitfalls.md"
+LOOKS = 15  # in a run
+SAMPLE_LINES = 8
+
+
+class Pitfall(NamedTuple):
+    """A mistake, as pitfalls.toml states it."""
+
+    name: str
+    title: str
+    recognise: str
+    options: dict[str, Any]
+    wrong: dict[str, Any]
+    faults: tuple[str, ...]
+    mistake: str
+
+    def jobs(self) -> tuple[Job, Job]:
+        """The run as it should be, and the run with the mistake."""
+        every = max(1, self.options["steps"] // LOOKS)
+        right = Job(f"{self.name}: right", self.options, (), every)
+        return right, Job(f"{self.name}: wrong", self.options | self.wrong, self.faults, every)
+
+
+def pitfalls(config: PitfallsConfig) -> str:
+    """Trains what is not trained yet, writes results, pictures and the gallery, and returns a table.
+
+    Raises: ValueError for an unknown name; OSError when the corpus cannot be had."""
+    chosen = plan(config)
+    for corpus in {pitfall.options["corpus"] for pitfall in chosen}:
+        load_corpus(corpus)  # fetched once, not by every process
+    pairs = {pitfall.name: pitfall.jobs() for pitfall in chosen}
+    folder = Path(config.output)
+    records = run_all([job for pair in pairs.values() for job in pair], folder / RUNS, config.jobs)
+    shown = [(pitfall, *(records[job.key] for job in pairs[pitfall.name])) for pitfall in chosen]
+    result = {
+        "environment": environment(),
+        "pitfalls": {
+            pitfall.name: {
+                **{name: value for name, value in pitfall._asdict().items() if name != "name"},
+                "right": right,
+                "with_the_mistake": wrong,
+            }
+            for pitfall, right, wrong in shown
+        },
+    }
+    write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    for pitfall, right, wrong in shown:
+        plot_pitfall(pitfall.title, right, wrong, folder / f"{pitfall.name}.png")
+    write_atomically(folder / GALLERY, gallery(result["pitfalls"]).encode())
+    lines = [f"{'':36}{'right':>10}{'wrong':>10}"]
+    lines += [f"{pitfall.name:36}{_loss(right):>10}{_loss(wrong):>10}" for pitfall, right, wrong in shown]
+    return "\n".join([*lines, f"in {folder}: {RUNS}, {RESULT}, {GALLERY}, a picture for each"])
+
+
+def plan(config: PitfallsConfig) -> list[Pitfall]:
+    """The chosen pitfalls, all by default. Raises: ValueError for a name that there is not."""
+    content = tomllib.loads(PITFALLS_FILE.read_text(encoding="utf-8"))
+    base = content.pop("base")
+    for name in config.only:
+        if name not in content:
+            raise ValueError(f"only: expected one of {', '.join(content)}, got {name!r}")
+    overrides = {name: value for name in ("steps", "corpus") if (value := getattr(config, name)) is not None}
+    found = []
+    for name in config.only or content:
+        entry = content[name]
+        faults = tuple(entry.get("faults", ()))
+        options = {**base, **entry.get("options", {}), **overrides}
+        options["warmup"] = min(options["warmup"], options["steps"])
+        mistake = entry.get("mistake") or fault(faults[0]).mistake
+        found.append(Pitfall(name, entry["title"], entry["recognise"], options, entry.get("wrong", {}), faults, mistake))
+    return found
+
+
+def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The gallery in Markdown, a section per pitfall, from what is in pitfalls.json."""
+    lines = ["# What mistakes look like", ""]
+    for name, result in results.items():
+        right, wrong = result["right"], result["with_the_mistake"]
+        lines += [
+            f"## {result['title']}",
+            "",
+            f"{result['mistake']} {result['recognise']}".strip(),
+            "",
+            f"Exact validation loss: {_loss(right)} as it should be, {_loss(wrong)} with the mistake.{_matches(right, wrong)}",
+            "",
+            f"![loss, gradient norms and attention entropy: {result['title']}]({name}.png)",
+            "",
+            "What it writes as it should be, and with the mistake:",
+            "",
+            *_quoted(right),
+            "",
+            "<!-- -->",
+            "",
+            *_quoted(wrong),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _loss(record: Record) -> str:
+    return "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
+
+
+def _matches(right: Record, wrong: Record) -> str:
+    """Of a task with answers, the share of unseen ones that are exactly right."""
+    shares = [record["scores"].get("exact_match") for record in (right, wrong)]
+    if None in shares:
+        return ""
+    return f" Answers without any mistake: {100 * shares[0]:.1f} % and {100 * shares[1]:.1f} %."
+
+
+def _quoted(record: Record) -> list[str]:
+    """The first lines of the sample as an indented block."""
+    sample = record.get("sample", "").strip("\n").splitlines()[:SAMPLE_LINES] or ["(nothing: the loss is not finite)"]
+    return [f"    {line}".rstrip() for line in sample]

@@ -1,0 +1,211 @@
+"""The experiments, at tiny sizes: every plan is valid, results are complete, and an interrupted study goes on."""
+
+import json
+import math
+import tomllib
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from parity_tests.mutants import mutated_files
+from train import ablate, induction, ladder, look, pitfalls
+from train.ablate import Variant
+from train.backend import create_backend
+from train.cli import main
+from train.configuration import AblateConfig, PitfallsConfig, preset
+from train.data import Batch
+from train.faults import fault
+from train.jobs import Job, read_records
+from train.loop import prepare
+from train.streams import stream
+from train.tests.runs import options, write_text
+from train.tests.test_cli import refused
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def text(tmp_path):
+    return str(write_text(tmp_path / "text.txt", 2000))
+
+
+def test_every_plan_is_valid():
+    """All options are options, all faults can be made together, and no two runs of a study are the same."""
+    base, variants = ablate.plan(AblateConfig())
+    jobs = [Job(variant.name, base | variant.changes, variant.faults) for variant in variants]
+    pairs = [pitfall.jobs() for pitfall in pitfalls.plan(PitfallsConfig())]
+    assert len({job.key for job in jobs}) == len(variants)
+    assert all(right.key != wrong.key for right, wrong in pairs)
+    assert len(pairs) >= 12
+    for job in (*jobs, *(wrong for _, wrong in pairs)):
+        mutated_files(tuple(fault(name) for name in job.faults))
+    for rung in tomllib.loads(ladder.LADDER_FILE.read_text(encoding="utf-8")).values():
+        mutated_files(tuple(fault(name) for name in rung.get("faults", ())))
+        assert "preset" not in rung or preset(rung["preset"])
+
+
+def test_ablate_reports_and_goes_on(tmp_path, text, capsys):
+    folder = tmp_path / "ablation"
+    arguments = ["--study", "scale", "--seeds", "2", "--steps", "2", "--corpus", text, "--output", str(folder)]
+    assert main(["ablate", *arguments]) == 0
+    assert "| not scaled |" in capsys.readouterr().out
+    result = json.loads((folder / "ablation.json").read_text())
+    base, variant = result["variants"]
+    records = read_records(folder / "runs.jsonl")
+    assert {record["loss"] for record in records} == {*base["losses"], *variant["losses"]}
+    assert variant["faults"] == ["twin_scores_not_scaled", "twin_fused_scores_not_scaled"]
+    assert variant["losses"] != base["losses"]
+    assert (folder / "ablation.png").read_bytes().startswith(PNG)
+    # what is finished stays, a torn line is made again, and nothing else runs
+    lines = (folder / "runs.jsonl").read_text().splitlines(keepends=True)
+    (folder / "runs.jsonl").write_text("".join([*lines[:-1], lines[-1][:40] + "\n"]))
+    assert main(["ablate", *arguments]) == 0
+    again = read_records(folder / "runs.jsonl")
+    assert [record["key"] for record in again] == [record["key"] for record in records]
+    assert again[:-1] == records[:-1]
+    assert again[-1]["loss"] == records[-1]["loss"]
+
+
+def test_figures_of_an_ablation():
+    """Against scipy's paired test and interval; Holm's correction against its definition; a run that diverged."""
+    losses = {"base": [2.0, 2.1, 1.9], "a": [2.5, 2.7, 2.4], "b": [2.01, 2.08, 1.93], "c": [2.0, None, 1.9]}
+    variants = [Variant("baseline", "base", {}, ()), *(Variant("x", name, {}, ()) for name in "abc")]
+    records = [[{"loss": loss, "parameters": 1, "cpu_seconds": 1.0} for loss in losses[v.name]] for v in variants]
+    base, a, b, c = ablate.summaries(variants, records)
+    assert "difference" not in base
+    for result in (a, b):
+        test = stats.ttest_rel(losses[result["name"]], losses["base"])
+        low, high = test.confidence_interval(ablate.CONFIDENCE)
+        assert math.isclose(result["p"], test.pvalue)
+        assert math.isclose(result["difference_interval"], (high - low) / 2)
+    assert a["p"] < b["p"]
+    assert a["p_holm"] == min(1, 2 * a["p"])
+    assert b["p_holm"] == max(a["p_holm"], b["p"])
+    assert ablate.verdict(c) == "loss not finite in 1 runs"
+    assert "mean" not in c
+    text = ablate.table([base, a, b, c], {"x": "What?"}, 3)
+    assert "| **What?** |" in text
+
+
+def test_equal_losses_show_no_difference():
+    assert ablate.paired([1.0, 2.0], [1.0, 2.0]) == {"difference": 0.0, "difference_interval": 0.0, "p": 1.0}
+
+
+def test_pitfalls_show_both_runs(tmp_path, text, capsys):
+    folder = tmp_path / "pitfalls"
+    arguments = ["--steps", "2", "--corpus", text, "--output", str(folder)]
+    assert main(["pitfalls", "--only", "causality-forgotten", "learning-rate-too-high", *arguments]) == 0
+    assert "causality-forgotten" in capsys.readouterr().out
+    result = json.loads((folder / "pitfalls.json").read_text())["pitfalls"]["causality-forgotten"]
+    right, wrong = result["right"], result["with_the_mistake"]
+    assert right["loss"] != wrong["loss"]
+    for record in (right, wrong):
+        assert [entry["step"] for entry in record["looks"]] == [1, 2]
+        assert list(record["looks"][0]["gradient_norm"]) == [
+            *("token_embedding", "position_embedding", "blocks.0", "blocks.1", "final_norm"),
+        ]
+        assert all(0 < entropy < math.log(64) for entropy in record["looks"][0]["entropy"]["blocks.0.attention"])
+    gallery = (folder / "pitfalls.md").read_text()
+    assert "## No causal mask" in gallery
+    assert "A learning rate that is too high" in gallery
+    assert len(read_records(folder / "runs.jsonl")) == 3  # both have the same right run
+    assert (folder / "causality-forgotten.png").read_bytes().startswith(PNG)
+
+
+def test_ladder_has_every_rung(tmp_path, text, capsys):
+    assert main(["ladder", "--steps", "1", "--corpus", text, "--output", str(tmp_path / "ladder")]) == 0
+    rungs = json.loads((tmp_path / "ladder" / "ladder.json").read_text())["rungs"]
+    parameters = {rung["rung"]: rung["parameters"] for rung in rungs}
+    assert parameters["one-head"] == parameters["heads"] < parameters["feed-forward"] < parameters["norm"]
+    assert all(math.isfinite(rung["loss"]) for rung in rungs)
+    assert (tmp_path / "ladder" / "ladder.png").read_bytes().startswith(PNG)
+    assert "| bigram |" in capsys.readouterr().out
+
+
+def test_bigram_counts(tmp_path):
+    """abab...: after one of the two letters comes the other, but for the one that was added to each count."""
+    (tmp_path / "ab.txt").write_text("ab" * 500)
+    record = ladder.bigram(
+        {"corpus": str(tmp_path / "ab.txt"), "context": 4, "validation_fraction": 0.1, "sample_length": 9}
+    )
+    after_a, after_b = (450 + 1) / (450 + 2), (449 + 1) / (449 + 2)
+    assert math.isclose(record["loss"], -(50 * math.log(after_a) + 49 * math.log(after_b)) / 99)
+    assert record["parameters"] == 4
+    assert len(record["sample"]) == 10
+
+
+def test_induction_measures(tmp_path, capsys):
+    arguments = ["--steps", "2", "--batch", "2", "--measure-every", "1", "--output", str(tmp_path)]
+    assert main(["induction", *arguments]) == 0
+    result = json.loads((tmp_path / "induction.json").read_text())
+    assert [record["step"] for record in result["layers"]["2"]] == [0, 1, 2]
+    assert np.shape(result["layers"]["2"][0]["induction"])[0] == 2
+    assert "score induction" in capsys.readouterr().out
+
+
+class PerfectInduction:
+    """Two layers of one head each: the first looks one back, the second at what followed the present symbol last time."""
+
+    def attention(self, tokens):
+        T = len(tokens)
+        first, second = np.zeros((2, 1, T, T))
+        for t in range(T):
+            first[0, t, max(t - 1, 0)] = 1
+            seen = [s for s in range(t) if tokens[s] == tokens[t]]
+            second[0, t, seen[-1] + 1 if seen else 0] = 1
+        return {"blocks.0.attention": first, "blocks.1.attention": second}
+
+    def evaluate_loss(self, batch):
+        return float(batch.counted)
+
+
+def test_scores_of_a_perfect_induction_head():
+    batch, periods = induction.repeated(3, stream(0, "test"))
+    figures = induction.measure(PerfectInduction(), batch, periods)
+    assert figures["previous"][0] == [1.0]
+    assert figures["induction"][1] == [1.0]
+    assert figures["loss_seen"] == figures["loss_new"] == 1.0
+    for tokens, targets, period in zip(batch.tokens, batch.targets, periods, strict=True):
+        assert (targets[period:] == tokens[1:][period - 1 :][: len(targets) - period]).any()
+        assert (tokens[period:] == tokens[:-period]).all()
+        assert len(set(tokens[:period])) == period
+
+
+def test_both_twins_give_the_same_gradients(tmp_path):
+    """`Twin.gradients` is the gradient of the loss that they report; the proof compares the functions themselves."""
+    trainer = prepare(options(tmp_path / "run", dropout=0.0))
+    batch = trainer.task.training_batch(0, stream(0, "test"))
+    parameters, model = trainer.twin.parameters(), trainer.config.model
+    numpy_options = options(tmp_path / "other", backend="numpy")
+    other = create_backend(model, parameters, numpy_options, stream(0, "dropout"))
+    ours, theirs = trainer.twin.gradients(batch), other.gradients(batch)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        size = max(np.linalg.norm(gradient), np.linalg.norm(theirs[name]))
+        assert np.linalg.norm(gradient - theirs[name]) <= np.sqrt(np.finfo(np.float64).eps) * size, name  # half the digits
+
+
+def test_entropy_of_uniform_attention():
+    class Uniform:
+        def attention(self, tokens, source):
+            return {"blocks.0.attention": np.full((1, 4, 4), 0.25)}
+
+    tokens = np.zeros((2, 4), dtype=int)
+    ((entropy,),) = look.entropies(Uniform(), Batch(tokens, tokens)).values()
+    assert math.isclose(entropy, math.log(4))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["ablate", "--study", "nothing"], "study: expected one of scale, "),
+        (["ablate", "--seeds", "1"], "seeds: expected at least 2, for an interval, got 1"),
+        (["pitfalls", "--only", "nothing"], "only: expected one of unscaled-scores, "),
+        (["ladder", "--jobs", "0"], "jobs: expected at least 1, got 0"),
+        (["induction", "--learning-rate", "0"], "learning_rate: expected a finite number above 0, got 0"),
+        (["pitfalls", "--corpus", "no such file"], "corpus: expected one of "),
+    ],
+)
+def test_mistakes_cost_one_line(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
