@@ -108,7 +108,7 @@ def summaries(variants: Sequence[Variant], records: Sequence[Sequence[Record]]) 
     return found
 
 
-def interval(values: Sequence[float]) -> float:
+def interval(values: Sequence[float] | np.ndarray) -> float:
     """Half the width of the 95 % confidence interval of the mean: t_{n-1} s / sqrt(n)."""
     stats, n = extra("scipy.stats", "experiments"), len(values)
     return float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))

@@ -360,13 +360,13 @@ class AblateConfig:
 class InductionConfig:
     """Train two layers of attention on random sequences that repeat themselves, and watch an induction head form."""
 
-    steps: int = 3000
+    steps: int = 1500
     """Optimizer steps."""
     batch: int = 32
     """Sequences per step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Learning rate, after a short warm-up."""
-    measure_every: int = 25
+    measure_every: int = 20
     """Steps between measurements of losses and heads."""
     seed: int = 0
     """Seed of all random streams (non-negative integer)."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, _figure, _save, _style
+from train.plots import BLUE, ORANGE, VERMILION, _figure, _save, _style
 
 Result = Mapping[str, Any]
 LINEAR_TO = 0.02  # nats per character: differences below it are drawn to scale, larger ones by their logarithm
@@ -57,7 +57,7 @@ def plot_induction(histories: Mapping[int, Sequence[Result]], chance: float, pat
         loss.plot(flat_steps, flat_loss, color="#666666", linestyle="--", label="seen before, one layer")
         loss.axhline(chance, color="black", linewidth=0.8, linestyle=":", label=f"chance: {chance:.2f}")
         loss.set(ylabel="loss (nats per symbol)", ylim=(0, None), title="Repeated random sequences: loss by kind of symbol")
-        loss.legend(loc="upper right", bbox_to_anchor=(1, 0.85), fontsize=9)
+        loss.legend(loc="upper right", bbox_to_anchor=(1, 0.46), fontsize=9)
         panels = (
             (previous, "previous", "weight on the token before"),
             (following, "induction", "weight on what came next\nthe last time"),

@@ -24,9 +24,9 @@ from train.run_folder import environment
 from train.schedule import learning_rate
 from train.streams import streams
 
-SYMBOLS, LENGTH = 64, 64
-PERIODS = (8, 24)  # shortest and longest
-PROBES = 16  # sequences on which losses and heads are measured
+SYMBOLS, LENGTH = 32, 32
+PERIODS = (4, 12)  # shortest and longest
+PROBES = 32  # sequences on which losses and heads are measured
 LAYERS = (2, 1)
 RESULT, PLOT = "induction.json", "induction.png"
 
@@ -132,9 +132,11 @@ def _loss(twin: Any, batch: Batch, where: np.ndarray) -> float:
 def _options(config: InductionConfig, layers: int) -> TrainConfig:
     options = {
         "layers": layers,
-        "heads": 4,
-        "width": 64,
+        "heads": 2,
+        "width": 32,
         "context": LENGTH,
+        "position": "rotary",
+        "initial_deviation": 0.15,  # about 1 / sqrt(width): with small weights the heads would be even for long
         "vocabulary": SYMBOLS,
         "batch": config.batch,
         "steps": config.steps,

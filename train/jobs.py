@@ -1,6 +1,6 @@
 """Many small trainings: each in a process of its own, several at a time, what is finished kept in a file of JSON lines.
 
-A job says all that its result depends on, so its record is found again by that: a study that was interrupted goes on, and one
+A job says all that was chosen for it, and its record is found again by that: a study that was interrupted goes on, and one
 that is finished is only reported anew.
 """
 
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What the result depends on, as a hash; not the name."""
+        """What was chosen, as a hash; the name and what is up to the call have no part in it."""
         config = flat_options(train_config({**self.options, "threads": 1}, self.name))
         told = {name: value for name, value in config.items() if name not in OF_THE_CALL}
         content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)
@@ -93,8 +93,8 @@ def read_records(path: Path) -> list[Record]:
 def perform(job: Job) -> Record:
     """Trains as the job says, in this process, which must not have used the rooms of its faults before."""
     install(job.faults)
-    from train.loop import prepare
     from train.look import Look
+    from train.loop import prepare
 
     with tempfile.TemporaryDirectory(prefix="twinformer_") as folder:
         options = {**job.options, "threads": 1, "output": str(Path(folder) / "run")}
@@ -133,7 +133,7 @@ def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, co
     process.join()
     if failure:
         raise RuntimeError(f"{name}: {failure}")
-    return result  # type: ignore[no-any-return]  # what came through the pipe is the function's
+    return result
 
 
 def _child(function: Callable[[Any], Any], argument: Any, end: Connection) -> None:

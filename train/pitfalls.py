@@ -54,7 +54,7 @@ def pitfalls(config: PitfallsConfig) -> str:
     pairs = {pitfall.name: pitfall.jobs() for pitfall in chosen}
     folder = Path(config.output)
     records = run_all([job for pair in pairs.values() for job in pair], folder / RUNS, config.jobs)
-    shown = [(pitfall, *(records[job.key] for job in pairs[pitfall.name])) for pitfall in chosen]
+    shown = [(pitfall, [records[job.key] for job in pairs[pitfall.name]]) for pitfall in chosen]
     result = {
         "environment": environment(),
         "pitfalls": {
@@ -63,15 +63,15 @@ def pitfalls(config: PitfallsConfig) -> str:
                 "right": right,
                 "with_the_mistake": wrong,
             }
-            for pitfall, right, wrong in shown
+            for pitfall, (right, wrong) in shown
         },
     }
     write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
-    for pitfall, right, wrong in shown:
+    for pitfall, (right, wrong) in shown:
         plot_pitfall(pitfall.title, right, wrong, folder / f"{pitfall.name}.png")
     write_atomically(folder / GALLERY, gallery(result["pitfalls"]).encode())
     lines = [f"{'':36}{'right':>10}{'wrong':>10}"]
-    lines += [f"{pitfall.name:36}{_loss(right):>10}{_loss(wrong):>10}" for pitfall, right, wrong in shown]
+    lines += [f"{pitfall.name:36}{_loss(right):>10}{_loss(wrong):>10}" for pitfall, (right, wrong) in shown]
     return "\n".join([*lines, f"in {folder}: {RUNS}, {RESULT}, {GALLERY}, a picture for each"])
 
 
@@ -104,7 +104,8 @@ def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
             "",
             f"{result['mistake']} {result['recognise']}".strip(),
             "",
-            f"Exact validation loss: {_loss(right)} as it should be, {_loss(wrong)} with the mistake.{_matches(right, wrong)}",
+            f"Exact validation loss: {_loss(right)} as it should be, {_loss(wrong)} with the mistake."
+            + _matches(right, wrong),
             "",
             f"![loss, gradient norms and attention entropy: {result['title']}]({name}.png)",
             "",
