@@ -28,13 +28,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    build.build(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def pages(site):
     own = (path for path in site.rglob("*.html") if "files" not in path.relative_to(site).parts)
     return {path: Page(path.read_text(encoding="utf-8")) for path in own}
