@@ -152,9 +152,10 @@ def _tasks() -> Iterator[tuple[str, Fact]]:
 
 
 def _complexity() -> Iterator[tuple[str, Fact]]:
-    file, command = LOGS / "complexity" / "complexity.json", "twinformer complexity"
-    content = json.loads(file.read_text(encoding="utf-8"))
-    where = "train/logs/complexity/complexity.json"
+    content = result("complexity")
+    if content is None:
+        return
+    where, command = "train/logs/complexity/complexity.json", "twinformer complexity"
     for name, slope in content["slopes"].items():
         form, figure = name.split()
         yield f"complexity.{form}.{figure}", Fact(f"{slope:.2f}", where, command)
@@ -207,14 +208,14 @@ def _scale() -> Iterator[tuple[str, Fact]]:
         yield f"scale.{name}.mean", Fact(f"{norms.mean():.2f}", where, command)
 
 
-def result(name: str, file: str) -> dict[str, Any] | None:
-    """What a command has written into train/logs; None before it has."""
-    path = LOGS / name / file
+def result(name: str) -> dict[str, Any] | None:
+    """What `twinformer NAME` has written into train/logs; None before it has."""
+    path = LOGS / name / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _induction() -> Iterator[tuple[str, Fact]]:
-    content = result("induction", "induction.json")
+    content = result("induction")
     if content is None:
         return
     where, command = "train/logs/induction/induction.json", "twinformer induction"
@@ -228,13 +229,18 @@ def _induction() -> Iterator[tuple[str, Fact]]:
         "two": f"{two['loss_seen']:.2f}",
         "one": f"{one['loss_seen']:.2f}",
         "score": f"{np.max(two['induction']):.2f}",
-        "start": f"{np.max(content['layers']['2'][0]['induction']):.2f}",
+        **{f"{name}_then": f"{_then(content, layers):.2f}" for name, layers in (("two", "2"), ("one", "1"))},
     }
     yield from ((f"induction.{key}", Fact(text, where, command)) for key, text in texts.items())
 
 
+def _then(content: dict[str, Any], layers: str) -> float:
+    """The loss on seen symbols when the fall begins."""
+    return next(r["loss_seen"] for r in content["layers"][layers] if r["step"] == content["drop"]["from"])
+
+
 def _ladder() -> Iterator[tuple[str, Fact]]:
-    content = result("ladder", "ladder.json")
+    content = result("ladder")
     if content is None:
         return
     where, command = "train/logs/ladder/ladder.json", "twinformer ladder"
@@ -245,7 +251,7 @@ def _ladder() -> Iterator[tuple[str, Fact]]:
 
 
 def _pitfalls() -> Iterator[tuple[str, Fact]]:
-    content = result("pitfalls", "pitfalls.json")
+    content = result("pitfalls")
     if content is None:
         return
     where, command = "train/logs/pitfalls/pitfalls.json", "twinformer pitfalls"
@@ -257,7 +263,7 @@ def _pitfalls() -> Iterator[tuple[str, Fact]]:
 
 
 def _ablation() -> Iterator[tuple[str, Fact]]:
-    content = result("ablation", "ablation.json")
+    content = result("ablation")
     if content is None:
         return
     where, command = "train/logs/ablation/ablation.json", "twinformer ablate"
@@ -280,7 +286,7 @@ def _ablation() -> Iterator[tuple[str, Fact]]:
 
 def ladder_table() -> str:
     """The rungs, their ideas, parameters and losses, as Markdown."""
-    content = result("ladder", "ladder.json")
+    content = result("ladder")
     if content is None:
         raise ValueError("post: expected the results of `twinformer ladder`, got none")
     rows = [f"| {r['rung']} | {r['idea']} | {r['parameters']:,} | {r['loss']:.3f} |" for r in content["rungs"]]

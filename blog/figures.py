@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blog import post
+from blog.facts import result
 from train import evidence, run_folder
 from train.evidence import LOGS
+from train.experiment_plots import plot_ablation, plot_induction, plot_ladder, plot_pitfall
 from train.plots import plot_complexity, plot_loss
 
 
@@ -43,10 +45,23 @@ def figures() -> Iterator[Figure]:
     for log in sorted(LOGS.glob(f"*/{run_folder.LOG}")):
         if (log.parent / run_folder.CONFIG).exists():
             yield Figure(log.parent / run_folder.LOSS, partial(_loss, log.parent))
-    file = LOGS / "complexity" / "complexity.json"
-    if file.exists():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        yield Figure(file.with_suffix(".png"), partial(plot_complexity, content["records"], content["slopes"]))
+    if content := result("complexity"):
+        yield Figure(_beside("complexity"), partial(plot_complexity, content["records"], content["slopes"]))
+    if content := result("ablation"):
+        yield Figure(_beside("ablation"), partial(plot_ablation, content["variants"]))
+    if content := result("ladder"):
+        yield Figure(_beside("ladder"), partial(plot_ladder, content["rungs"]))
+    if content := result("induction"):
+        histories = {int(layers): history for layers, history in content["layers"].items()}
+        yield Figure(_beside("induction"), partial(plot_induction, histories, content["chance"]))
+    if content := result("pitfalls"):
+        for name, pitfall in content["pitfalls"].items():
+            draw = partial(plot_pitfall, pitfall["title"], pitfall["right"], pitfall["with_the_mistake"])
+            yield Figure(LOGS / "pitfalls" / f"{name}.png", draw)
+
+
+def _beside(name: str) -> Path:
+    return LOGS / name / f"{name}.png"
 
 
 def _loss(folder: Path, path: Path) -> None:
