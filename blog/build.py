@@ -10,7 +10,8 @@ import argparse
 import posixpath
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -56,13 +57,18 @@ class Page(NamedTuple):
     wide: bool = False
 
 
-def main() -> None:
-    """Build the site and say where it is."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the site and say where it is; the exit status is 2 where it cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m blog.build", description="Build the site.")
     parser.add_argument("--output", type=Path, default=SITE, help="folder to write, emptied first")
-    folder = parser.parse_args().output
-    build(folder)
+    folder = parser.parse_args(arguments).output
+    try:
+        build(folder)
+    except (ValueError, OSError) as error:
+        print(f"blog: error: {error}", file=sys.stderr)
+        return 2
     print(f"{folder / 'index.html'}: {len(list(folder.rglob('*.html')))} pages")
+    return 0
 
 
 def build(folder: Path) -> None:
@@ -228,4 +234,4 @@ def _first(places: tuple[str, ...]) -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

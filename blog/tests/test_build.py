@@ -61,10 +61,10 @@ def test_the_post_shows_its_figures_and_formulas(site, pages):
     assert "\\frac" not in text
 
 
-def test_a_folder_with_something_else_is_refused(tmp_path):
+def test_a_folder_with_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(ValueError, match="output: expected a folder that is empty or holds a site"):
-        build.build(tmp_path)
+    assert build.main(["--output", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("blog: error: output: expected a folder that is empty or holds a site")
     assert (tmp_path / "precious.txt").exists()
 
 
