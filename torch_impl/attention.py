@@ -4,11 +4,10 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from reference_numpy.config import ModelConfig
 from torch_impl.flash_attention import flash_attention
-from torch_impl.linear import Linear
+from torch_impl.linear import Linear, linear
 from torch_impl.linear_attention import linear_attention
 from torch_impl.mask import allowed_pairs
 from torch_impl.normalization import Norm
@@ -154,19 +153,16 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, G, S, K). In self-attention one product makes all three."""
-        heads, groups = self.config.heads, self.config.key_heads
         if memory is not None:
-            return (
-                self._split(self.query(x), heads),
-                self._split(self.key(memory), groups),
-                self._split(self.value(memory), groups),
-            )
-        layers = (self.query, self.key, self.value)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
-        together = self._split(F.linear(x, weight, bias), heads + 2 * groups)  # (B, H + 2G, T, K)
-        query, key, value = together.split((heads, groups, groups), dim=1)
-        return query, key, value
+            query, key, value = self.query(x), self.key(memory), self.value(memory)
+        else:
+            layers = (self.query, self.key, self.value)
+            weight = torch.cat([layer.weight for layer in layers])
+            bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
+            together = linear(x, weight, bias)  # (B, T, (H + 2G) K)
+            query, key, value = together.split([layer.weight.shape[0] for layer in layers], dim=-1)
+        heads, groups = self.config.heads, self.config.key_heads
+        return self._split(query, heads), self._split(key, groups), self._split(value, groups)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads K) -> (B, heads, T, K)."""

@@ -1,5 +1,8 @@
 """The linear layer, y = x W^T + b."""
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,6 +12,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Shapes: x (..., I), weight (O, I), bias (O,) or None; output (..., O)."""
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected a last axis of {weight.shape[1]}, the weight's input width, got {x.shape[-1]}")
+    if _onednn_is_quicker(x, weight):
+        return _OneDNNLinear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -22,3 +27,53 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+FEW_ROWS = 8  # below it, as in decoding, oneDNN's greater cost per call is more than it saves
+
+
+def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
+    """Whether to leave MKL, which torch asks for float32 products on x86 and which keeps off AVX-512 on AMD's processors.
+
+    oneDNN, which comes with torch, uses it on all: the same float32, twice the speed there. torch has no public door to it
+    but for the lower precisions, so this asks for the operator that torch's own compiler calls.
+    """
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and math.prod(x.shape[:-1]) >= FEW_ROWS
+        and weight.numel() > 0
+        and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        and ONEDNN is not None
+    )
+
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b by oneDNN; shapes: x (N, I), weight (O, I)."""
+    assert ONEDNN is not None
+    y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
+    return y
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    """The linear layer by oneDNN, backward too: the spec's three formulas."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        ctx.shape = x.shape
+        return _product(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        d_rows = d_y.reshape(-1, d_y.shape[-1])
+        wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
+        d_x = _product(d_rows, weight.T).view(ctx.shape) if wanted_x else None
+        d_weight = _product(d_rows.T, rows.T) if wanted_weight else None
+        return d_x, d_weight, d_rows.sum(dim=0) if wanted_bias else None

@@ -227,6 +227,7 @@ class TorchBackend:
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
         self._model.load_parameters(parameters)
         self._objective = objective(self._model, options, processes.count)
+        self._parameters = list(self._model.parameters())  # a walk through all modules, too long for every step
         hidden = hidden_matrices(self._model) if options.optimizer == "muon" else {}
         self._rest = {name: p for name, p in self._model.named_parameters() if name not in hidden}
         self._adamw = adamw(self._rest, options.learning_rate, **_adamw_options(options))
@@ -239,14 +240,15 @@ class TorchBackend:
 
         options, count = self._options, max(_count(batches), 1)
         loss: Any = 0.0
-        self._model.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
         for number, batch in enumerate(batches, 1):
             with self._gradients_stay_here(number < len(batches)):
                 part = self._loss(batch) / count
                 # Several processes get the mean of their gradients; the factor makes it the sum.
                 (part * self._processes.count).backward()
             loss = loss + part.detach()
-        norm = clip_gradients(self._model.parameters(), options.clip_norm or float("inf"))
+        norm = clip_gradients(self._parameters, options.clip_norm or float("inf"))
         self._update(learning_rate)
         return Step(self._processes.sum(loss), norm)
 
