@@ -72,7 +72,7 @@ def _loss(folder: Path, path: Path) -> None:
     unit = next(key.removeprefix("bits_per_") for key in exact if key.startswith("bits_per_"))
     name = options["corpus"] if options["task"] == "language_model" else options["task"].replace("_", " ")
     title = f"{name}: exact validation loss {exact['validation_loss']:.4f} nats per {unit}"
-    plot_loss(records, path, title, unit=unit)
+    plot_loss(records, path, title, run_folder.references(folder), unit)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from reference_numpy.attention import MultiHeadCache
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_count
 from train import run_folder
 from train.attention_page import Moment, QueryKey, attention_page
+from train.attention_plots import plot_rollout, plot_statistics, plot_trace, trace
 from train.checkpoint import write_atomically
 from train.configuration import AttentionConfig, Backend, Device
-from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read
+from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read, rollout
 from train.plots import plot_attention
 from train.run_folder import attention_of
 from train.trained import Trained, load_trained, load_twin
@@ -30,15 +32,55 @@ def attention(config: AttentionConfig) -> list[Path]:
         page = page_of_run(Path(config.run), trained, reading, config.backend, config.device)
         write_atomically(Path(config.html), page.encode())
         return [Path(config.html)]
-    return draw(look(trained.twin, trained.vocabulary, reading), Path(config.output))
+    stacks = look(trained.twin, trained.vocabulary, reading)
+    if config.view == "model":
+        return draw(stacks, Path(config.output))
+    for name, most in (("layer", trained.model.layers), ("head", trained.model.heads)):
+        if getattr(config, name) >= most:
+            raise ValueError(f"{name}: expected 0 to {most - 1}, got {getattr(config, name)}")
+    return draw_view(config, stacks, attention_caches(trained.twin.parameters(), trained.model, reading))
 
 
 def draw(stacks: Sequence[Stack], path: Path) -> list[Path]:
     """Draws every head of every layer: one picture, or one for each stack of an encoder-decoder; their paths."""
-    paths = [path if stack.name == "own" else path.with_name(attention_of(stack.name, path.name)) for stack in stacks]
+    paths = [_path_of(stack, path) for stack in stacks]
     for stack, name in zip(stacks, paths, strict=True):
-        plot_attention(stack.weights, stack.rows, stack.columns, name, f"{stack.title}: who (down) attends to whom (across)")
+        plot_attention(stack.weights, stack.rows, stack.columns, name, f"{stack.title}: {WHO}")
     return paths
+
+
+def draw_view(
+    config: AttentionConfig, stacks: Sequence[Stack], caches: Mapping[str, Sequence[MultiHeadCache]]
+) -> list[Path]:
+    """Draws what `config.view` names of every stack; rollout of self-attention alone, since it follows one stream."""
+    layer, head, paths = config.layer, config.head, []
+    for stack in stacks:
+        path, rows, columns, name = _path_of(stack, Path(config.output)), stack.rows, stack.columns, f"layer {layer}"
+        match config.view:
+            case "layer":
+                plot_attention({name: stack.weights[name]}, rows, columns, path, f"{stack.title}: {WHO}")
+            case "head":
+                only = {name: stack.weights[name][head : head + 1]}
+                plot_attention(only, rows, columns, path, f"{stack.title}: {WHO}", [f"{name}, head {head}"])
+            case "rollout":
+                if stack.name == "cross":
+                    continue
+                rolled = rollout(list(stack.weights.values()))
+                plot_rollout(rolled, rows, path, f"{stack.title}, rolled out: what (across) reaches whom (down)")
+            case "statistics":
+                plot_statistics(stack.weights, stack.name != "cross", path, stack.title)
+            case "trace":
+                traced = trace(caches[stack.name][layer], head)
+                plot_trace(traced, rows, columns, path, f"{stack.title}, {name}, head {head}, step by step")
+        paths.append(path)
+    return paths
+
+
+WHO = "who (down) attends to whom (across)"
+
+
+def _path_of(stack: Stack, path: Path) -> Path:
+    return path if stack.name == "own" else path.with_name(attention_of(stack.name, path.name))
 
 
 def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend = "torch", device: Device = "auto") -> str:

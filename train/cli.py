@@ -28,6 +28,7 @@ from train.configuration import (
     LadderConfig,
     ParametersConfig,
     PitfallsConfig,
+    PositionsConfig,
     TrainConfig,
     preset,
     read_run_config,
@@ -44,6 +45,7 @@ Command = (
     | CheckConfig
     | ComplexityConfig
     | ParametersConfig
+    | PositionsConfig
     | AblateConfig
     | InductionConfig
     | PitfallsConfig
@@ -83,6 +85,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[InductionConfig, subcommand("induction")]
         | Annotated[PitfallsConfig, subcommand("pitfalls")]
         | Annotated[LadderConfig, subcommand("ladder")]
+        | Annotated[PositionsConfig, subcommand("positions")]
     )
     with _parse_errors_as_value_errors():
         return tyro.cli(
@@ -113,6 +116,8 @@ def run(command: Command) -> int:
             return _pitfalls(command)
         case LadderConfig():
             return _ladder(command)
+        case PositionsConfig():
+            return _positions(command)
 
 
 def _train(config: TrainConfig) -> int:
@@ -153,6 +158,13 @@ def _parameters(config: ParametersConfig) -> int:
     from train.models import parameters
 
     print(parameters(config))
+    return 0
+
+
+def _positions(config: PositionsConfig) -> int:
+    from train.positions import positions
+
+    print(positions(config))
     return 0
 
 

@@ -24,6 +24,7 @@ Dtype = Literal["float32", "float64", "bfloat16"]
 Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
 Optimizer = Literal["adamw", "muon"]
 Parallel = Literal["ddp", "fsdp"]
+View = Literal["model", "layer", "head", "rollout", "statistics", "trace"]
 TaskName = Literal[
     "language_model",
     "masked_language_model",
@@ -244,6 +245,13 @@ class AttentionConfig:
     """What a sequence-to-sequence model answers."""
     output: str = "attention.png"
     """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
+    view: View = "model"
+    """model: every head; layer: those of one layer; head: one alone; rollout: what reaches a token through all layers;
+    statistics: entropy and distance of every head; trace: one head step by step, from its inputs to its output."""
+    layer: int = 0
+    """Which layer, counted from 0, for layer, head and trace."""
+    head: int = 0
+    """Which head, counted from 0, for head and trace."""
     html: str | None = None
     """HTML file to write instead: a page to explore, with a slider over training if the run has kept snapshots."""
     backend: Backend = "torch"
@@ -254,6 +262,29 @@ class AttentionConfig:
     def __post_init__(self) -> None:
         for name in ("text", "source"):
             _require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
+        for name in ("layer", "head"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class PositionsConfig:
+    """Draw how order enters a model: the table of positions, dot products against distance, ALiBi's penalties."""
+
+    output: str = "positions.png"
+    """PNG file to write."""
+    run: str | None = None
+    """Folder of a run with learned positions to draw; None for the sinusoidal ones."""
+    length: int = 128
+    """Positions (tokens); a run's table has its own."""
+    width: int = 128
+    """Channels of the sinusoidal table."""
+    heads: int = 4
+    """Attention heads, which share the width among them for rotary positions; must divide it, with an even quotient."""
+
+    def __post_init__(self) -> None:
+        for name in ("length", "width", "heads"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(self.width % (2 * self.heads) == 0, "heads", f"a divisor of half the width {self.width}", self.heads)
 
 
 WITNESSES = ("twin", "differences", "complex")

@@ -111,3 +111,15 @@ def _windows(tokens: np.ndarray, context: int, indices: np.ndarray) -> Batch:
     """The windows number `indices` of the cover as one batch."""
     windows = tokens[indices[:, None] * context + np.arange(context + 1)]  # (B, T + 1)
     return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def frequency_losses(split: Split, symbols: int) -> dict[str, float]:
+    """Nats per token of the validation split for who knows frequencies alone: how often each of V symbols occurs in the
+    training split (unigram), and how often after each other symbol (bigram). Every count starts at 1, so that none is 0."""
+    pairs, asked = ((part[:-1] * symbols + part[1:]) for part in split)
+    counts = np.bincount(pairs, minlength=symbols**2).reshape(symbols, symbols)
+    chances = {"unigram": np.broadcast_to(counts.sum(axis=0) + 1.0, counts.shape), "bigram": counts + 1.0}
+    return {
+        name: float(-np.log(counted / counted.sum(axis=1, keepdims=True)).ravel()[asked].mean())
+        for name, counted in chances.items()
+    }

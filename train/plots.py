@@ -85,12 +85,14 @@ def plot_attention(
     column_labels: Sequence[str],
     path: str | os.PathLike[str],
     title: str,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Every layer (a row of maps) and head (a column) as a heat map: which token (down) attends to which (across).
 
     `weights`: name of the layer -> (H, T, S), each row a distribution; T row labels and S column labels, one symbol each.
     A causal map's upper triangle is left white, and so is all that has weight 0. Maps of more than MOST_TOKENS tokens are
-    cropped to the last ones, where the context is longest, and the title says so.
+    cropped to the last ones, where the context is longest, and the title says so. `names` of the columns of maps stand for
+    "LAYER, head NUMBER" where they are given.
     Raises ValueError for no layer, and for shapes or values that do not fit.
     """
     arrays = {name: np.asarray(array, dtype=np.float64) for name, array in weights.items()}
@@ -101,7 +103,7 @@ def plot_attention(
         title += f"\n(the last {MOST_TOKENS} of {max(len(rows), len(columns))} tokens)"
     rows, columns = rows[-MOST_TOKENS:], columns[-MOST_TOKENS:]
     with _style():
-        _save(_attention_figure(shown, rows, columns, title), path)
+        _save(_attention_figure(shown, rows, columns, title, names), path)
 
 
 def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, float], path: str | os.PathLike[str]) -> None:
@@ -165,30 +167,88 @@ def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLik
         _save(figure, path)
 
 
-def _attention_figure(arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str) -> "Figure":
+def plot_positions(
+    table: np.ndarray,
+    similarity: np.ndarray,
+    name: str,
+    lines: Mapping[str, np.ndarray],
+    slopes: np.ndarray,
+    path: str | os.PathLike[str],
+) -> None:
+    """How order enters: a table of positions (T, D), the cosine of every two rows (T, T), the same against the distance, a
+    line (N,) for each kind, and ALiBi's penalties for slopes (H,)."""
+    with _style():
+        figure = _figure(9, 7.6)
+        (of_table, of_pairs), (of_distance, of_alibi) = figure.subplots(2, 2)
+        most = float(np.abs(table).max())
+        image = of_table.imshow(table, cmap=signed_colors(), vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
+        of_table.set(title=f"{name} positions", xlabel="channel", ylabel="position (tokens)")
+        figure.colorbar(image, ax=of_table, pad=0.02)
+        most = float(np.abs(similarity).max())
+        image = of_pairs.imshow(similarity, cmap=signed_colors(), vmin=-most, vmax=most, interpolation="nearest")
+        of_pairs.set(title="cosine of every two of them", xlabel="position", ylabel="position")
+        figure.colorbar(image, ax=of_pairs, pad=0.02)
+        for (kind, values), color, style in zip(lines.items(), (BLUE, VERMILION, GREEN), ("-", "--", "-."), strict=False):
+            of_distance.plot(values, color=color, linestyle=style, label=kind)
+        of_distance.set(title="dot product against distance", xlabel="distance (tokens)", ylabel="part of that with itself")
+        of_distance.legend(loc="upper right")
+        distances = np.arange(len(table))
+        for head, slope in enumerate(slopes):
+            color = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)[head % 5]
+            of_alibi.plot(-slope * distances, color=color, label=f"head {head}, slope {slope:.3g}")
+        of_alibi.set(title="ALiBi: added to the score", xlabel="distance (tokens)", ylabel="score")
+        of_alibi.legend(loc="lower left")
+        for axes in (of_table, of_pairs):
+            axes.grid(False)
+        _save(figure, path)
+
+
+def signed_colors() -> Any:
+    """Blue above 0, vermilion below."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    # The faintest weight is tinted, so that it differs from what is masked and stays white.
-    colors = LinearSegmentedColormap.from_list("attention", ["#e6f0f7", BLUE, "#001a33"]).with_extremes(bad="white")
+    return LinearSegmentedColormap.from_list("signed", [VERMILION, "#f7f7f7", BLUE]).with_extremes(bad="white")
+
+
+def attention_colors() -> Any:
+    """White for what is masked; the faintest weight is tinted, so that it differs from it."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("attention", ["#e6f0f7", BLUE, "#001a33"]).with_extremes(bad="white")
+
+
+def _attention_figure(
+    arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str, names: Sequence[str] | None
+) -> "Figure":
     heads = max(len(array) for array in arrays.values())
-    # A label needs about 0.09 inches; a map is never smaller than what can be looked at.
-    width, height = max(2.4, 0.09 * len(columns)), max(2.4, 0.09 * len(rows))
-    figure = _figure(heads * (width + 0.35) + 1.3, len(arrays) * (height + 0.45) + 0.9)
-    grid: np.ndarray = figure.subplots(len(arrays), heads, squeeze=False)
+    panels: list[tuple[str, np.ndarray | None]] = [
+        (names[head] if names else f"{name}, head {head}", array[head] if head < len(array) else None)
+        for name, array in arrays.items()
+        for head in range(heads)
+    ]
+    # A row of maps for each layer; the heads of a single layer stand in a square.
+    across = heads if len(arrays) > 1 else math.ceil(math.sqrt(heads))
+    down = math.ceil(len(panels) / across)
+    # A label needs about 0.09 inches; a map is never smaller than what can be looked at, and few maps have more room.
+    least = 2.4 if len(arrays) > 1 else 3.4 if heads > 1 else 4.8
+    width, height = max(least, 0.09 * len(columns)), max(least, 0.09 * len(rows))
+    figure = _figure(across * (width + 0.35) + 1.3, down * (height + 0.45) + 0.9)
+    grid: np.ndarray = figure.subplots(down, across, squeeze=False)
     size = min(9.0, max(5.0, 72 * 0.8 * min(width / len(columns), height / len(rows))))
     image = None
-    for (name, array), row in zip(arrays.items(), grid, strict=True):
-        for head, axes in enumerate(row):
-            if head >= len(array):
-                axes.set_axis_off()
-                continue
-            masked = np.ma.masked_equal(array[head], 0.0)
-            image = axes.imshow(masked, vmin=0.0, vmax=1.0, cmap=colors, interpolation="nearest", aspect="auto")
-            axes.set_title(f"{name}, head {head}", fontsize=9)
-            axes.grid(False)
-            axes.set_xticks(range(len(columns)), columns, fontsize=size)
-            axes.set_yticks(range(len(rows)), rows, fontsize=size)
-            axes.tick_params(length=0, pad=1.5)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, array) in zip(grid.flat, panels, strict=False):
+        if array is None:
+            axes.set_axis_off()
+            continue
+        masked = np.ma.masked_equal(array, 0.0)
+        image = axes.imshow(masked, vmin=0.0, vmax=1.0, cmap=attention_colors(), interpolation="nearest", aspect="auto")
+        axes.set_title(name, fontsize=9)
+        axes.grid(False)
+        axes.set_xticks(range(len(columns)), columns, fontsize=size)
+        axes.set_yticks(range(len(rows)), rows, fontsize=size)
+        axes.tick_params(length=0, pad=1.5)
     assert image is not None  # _check_attention: at least one layer and head
     figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)
     figure.suptitle(title)

@@ -43,7 +43,8 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
     config, unit = trainer.config, trainer.task.unit
     name = config.corpus if config.task == "language_model" else config.task.replace("_", " ")
     title = f"{name}: exact validation loss {outcome.validation_loss:.4f} nats per {unit}"
-    plot_loss(run_folder.read_log(trainer.folder), trainer.folder / run_folder.LOSS, title, unit=unit)
+    folder = trainer.folder
+    plot_loss(run_folder.read_log(folder), folder / run_folder.LOSS, title, run_folder.references(folder), unit)
 
 
 def _draw_attention(trainer: Trainer) -> None:

@@ -119,6 +119,12 @@ def text_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("text", {})
 
 
+def references(folder: Path) -> dict[str, float]:
+    """Losses to compare a run's curve with: what frequencies alone reach on its validation split, where that is noted."""
+    text = text_of(folder)
+    return {name: text[f"{name}_nats"] for name in ("unigram", "bigram") if f"{name}_nats" in text}
+
+
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """All records of log.jsonl in order; a last line that a crash tore is left out."""
     path = folder / LOG

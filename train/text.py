@@ -12,7 +12,7 @@ from reference_numpy.loss import IGNORE
 from train.backend import Sampling, Twin
 from train.configuration import TrainConfig
 from train.corpus import Corpus, load_corpus
-from train.data import Batch, Split, covering_batches, random_batch, sampled_batches, split_tokens
+from train.data import Batch, Split, covering_batches, frequency_losses, random_batch, sampled_batches, split_tokens
 from train.generate import write
 from train.streams import stream
 from train.vocabulary import Vocabulary
@@ -33,7 +33,8 @@ class LanguageModel:
         self.vocabulary = Vocabulary.from_text(corpus.text)
         self.split = split_tokens(self.vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
         self.size = f"{len(self.split.training):,} characters to learn from"
-        self.facts = text_facts(corpus, self.split, self.vocabulary)
+        frequencies = frequency_losses(self.split, len(self.vocabulary))
+        self.facts = text_facts(corpus, self.split, self.vocabulary) | {f"{n}_nats": loss for n, loss in frequencies.items()}
         self.files: Mapping[str, bytes] = {}
 
     def training_batch(self, number: int, generator: np.random.Generator) -> Batch:

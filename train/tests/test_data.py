@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.data import covering_batches, random_batch, sampled_batches, split_tokens
+from train.data import Split, covering_batches, frequency_losses, random_batch, sampled_batches, split_tokens
 
 
 def test_split_is_nanogpts():
@@ -59,3 +59,14 @@ def test_sample_has_distinct_windows_of_the_cover_and_enough_of_them(characters,
     assert (starts % 9 == 0).all()
     assert len(starts) * 9 >= min(characters, 99)
     assert (len(starts) - 1) * 9 < characters  # and no more than enough
+
+
+def test_frequencies_alone_reach_so_much():
+    """By hand: the training split abab, the validation split aba; counts start at 1."""
+    split = Split(np.array([0, 1, 0, 1]), np.array([0, 1, 0]))
+    losses = frequency_losses(split, 2)
+    unigram = [1 + 1, 1 + 2]  # of a and of b as the second of a pair
+    pairs = {(0, 1): 1 + 2, (1, 0): 1 + 1, (0, 0): 1, (1, 1): 1}
+    assert losses["unigram"] == pytest.approx(-np.mean(np.log([unigram[1] / 5, unigram[0] / 5])), rel=1e-14)
+    chances = [pairs[0, 1] / (pairs[0, 0] + pairs[0, 1]), pairs[1, 0] / (pairs[1, 0] + pairs[1, 1])]
+    assert losses["bigram"] == pytest.approx(-np.mean(np.log(chances)), rel=1e-14)

@@ -6,8 +6,14 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from train import plots
+from reference_numpy.attention import multi_head_attention_forward
+from reference_numpy.config import ModelConfig
+from reference_numpy.position import sinusoidal_table
+from train import attention_plots, plots
+from train.attention_plots import plot_statistics, plot_trace, trace
+from train.cli import main
 from train.plots import MOST_PIXELS, MOST_TOKENS, VERMILION, plot_attention, plot_check, plot_loss
+from train.positions import by_distance, similarity
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -23,6 +29,7 @@ def figures(monkeypatch):
         save(figure, path)
 
     monkeypatch.setattr(plots, "_save", remember)
+    monkeypatch.setattr(attention_plots, "_save", remember)
     return saved
 
 
@@ -177,3 +184,97 @@ def test_heat_map_of_a_check(tmp_path, figures):
     assert colors[3] == colors[5] == VERMILION.lower()
     with pytest.raises(ValueError, match="ratios: expected at least one tensor, got none"):
         plot_check({}, path, "nothing")
+
+
+def test_one_head_is_named_and_one_layer_stands_in_a_square(tmp_path, figures):
+    weights = {"layer 1": causal_attention(4, 3)}
+    plot_attention(weights, "abc", "abc", tmp_path / "layer.png", "a run")
+    plot_attention({"layer 1": weights["layer 1"][2:3]}, "abc", "abc", tmp_path / "head.png", "a run", ["layer 1, head 2"])
+    maps = [[axes for axes in figure.axes if axes.images] for figure in figures]
+    assert maps[0][0].get_subplotspec().get_gridspec().get_geometry() == (2, 2)
+    assert [axes.get_title() for axes in maps[1]] == ["layer 1, head 2"]
+
+
+def test_positions(tmp_path, figures):
+    assert main(["positions", "--output", str(tmp_path / "p.png"), "--length", "20", "--width", "16", "--heads", "2"]) == 0
+    assert_picture(tmp_path / "p.png")
+    texts = [text.get_text() for text in figures[0].axes[2].get_legend().get_texts()]
+    assert texts == ["sinusoidal", "rotary, 8 channels"]
+
+
+def test_sinusoids_know_the_distance_alone():
+    """sum_i cos(d theta_i): the line of the picture is that of the formula, at every pair of positions."""
+    T, D = 23, 14
+    table = sinusoidal_table(np.arange(T), D, np.dtype(np.float64))
+    theta = 10000.0 ** (-np.arange(0, D, 2) / D)
+    expected = np.cos(np.arange(T)[:, None] * theta).mean(axis=1)
+    bound = bounds_of_dot(D)
+    assert (abs(by_distance(table) - expected) <= bound).all()
+    pairs = similarity(table)
+    assert (abs(pairs - expected[abs(np.arange(T)[:, None] - np.arange(T))]) <= bound).all()
+
+
+def bounds_of_dot(terms: int) -> float:
+    """Rounding of a dot product of so many numbers of at most 1, with sines and quotients before it, in float64."""
+    return 8 * terms * np.finfo(np.float64).eps * 2
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_a_trace_multiplies_up_to_what_the_model_computed(tmp_path, figures, kind):
+    cross = kind == "cross"
+    config = ModelConfig(width=16, heads=4, key_value_heads=2, qk_norm=True, position="rotary", bias=False)
+    generator = np.random.default_rng(0)
+    shapes = {f"{n}.weight": (8 if n in ("key", "value") else 16, 16) for n in ("query", "key", "value", "output")}
+    parameters = {name: generator.normal(size=shape) for name, shape in shapes.items()}
+    parameters |= {f"{name}_norm.weight": np.ones(4) for name in ("query", "key")}
+    x, memory = generator.normal(size=(1, 5, 16)), generator.normal(size=(1, 7, 16)) if cross else None
+    output, cache = multi_head_attention_forward(x, memory, parameters, config, causal=not cross, cross=cross)
+    traces = [trace(cache, head) for head in range(4)]
+    added = sum(traced.added for traced in traces)
+    np.testing.assert_allclose(added, output[0], rtol=0, atol=bounds_of_dot(16) * abs(output).max())
+    traced = traces[3]
+    assert (traced.x is traced.memory) == (not cross)
+    np.testing.assert_array_equal(traced.key_weight, parameters["key.weight"][4:])  # heads 2 and 3 share the second
+    np.testing.assert_allclose(traced.value, traced.memory @ traced.value_weight.T, rtol=1e-12)
+    assert traced.also == ("norm" if cross else "norm, rotation")
+    plot_trace(traced, "abcde", "fghijkl" if cross else "abcde", tmp_path / "trace.png", "a head")
+    assert_picture(tmp_path / "trace.png")
+    titles = [axes.get_title() for axes in figures[0].axes]
+    assert titles[2] == f"$\\rightarrow\\ Q$ ({traced.also})"
+    assert titles[3].startswith("memory" if cross else "x")
+    numbers = [text.get_text() for text in figures[0].axes[10].texts]
+    assert numbers == [f"{weight:.2f}" for weight in traced.weights.ravel() if weight > 0]
+    with pytest.raises(ValueError, match="head: expected 0 to 3, got 4"):
+        trace(cache, 4)
+
+
+def test_a_long_trace_is_cropped_and_says_so(tmp_path, figures):
+    config = ModelConfig(width=4, heads=1, position="none", bias=False)
+    generator = np.random.default_rng(0)
+    parameters = {f"{name}.weight": generator.normal(size=(4, 4)) for name in ("query", "key", "value", "output")}
+    _, cache = multi_head_attention_forward(generator.normal(size=(1, 40, 4)), None, parameters, config, causal=True)
+    plot_trace(trace(cache, 0), "a" * 40, "a" * 40, tmp_path / "trace.png", "a head")
+    assert figures[0].get_suptitle() == "a head\n(the last 24 of 40 tokens; sums are over all)"
+
+
+def test_statistics_write_their_numbers(tmp_path, figures):
+    weights = {"layer 0": np.stack([np.eye(4), np.tri(4) / np.tri(4).sum(-1, keepdims=True)])}
+    plot_statistics(weights, True, tmp_path / "statistics.png", "a run")
+    assert_picture(tmp_path / "statistics.png")
+    entropies, distances = ([text.get_text() for text in axes.texts] for axes in figures[0].axes)
+    even = np.log([1, 2, 3, 4]).mean()
+    assert entropies == ["0.00", f"{even:.2f}"]
+    assert f"even attention has {even:.2f}" in figures[0].axes[0].get_title()
+    assert distances == ["0.00", "0.75"]  # the mean of 0, 0.5, 1, 1.5
+
+
+@pytest.mark.parametrize("view", ["layer", "head", "rollout", "statistics", "trace"])
+def test_every_view_from_the_command_line(trained, tmp_path, capsys, view):
+    path = tmp_path / "view" / "a.png"
+    path.parent.mkdir()
+    arguments = ["attention", "--run", str(trained), "--text", "the king", "--view", view, "--output", str(path)]
+    assert main([*arguments, "--layer", "1", "--head", "1"]) == 0
+    assert_picture(path)
+    assert capsys.readouterr().out.strip() == str(path)
+    assert main([*arguments, "--layer", "2"]) == 2
+    assert "layer: expected 0 to 1, got 2" in capsys.readouterr().err

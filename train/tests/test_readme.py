@@ -22,7 +22,7 @@ def test_commands_exist():
     from train.cli import parse
 
     for words in re.findall(r"`twinformer (\w+)", TEXT):
-        assert words in ("train", "generate", "attention", "check", "complexity", "parameters"), words
+        assert words in ("train", "generate", "attention", "check", "complexity", "parameters", "positions"), words
     assert parse(["generate", "--run", "runs/default-1", "--prompt", "ROMEO:", "--temperature", "0.8", "--top-k", "20"])
     assert parse(["attention", "--run", "runs/default-1", "--text", "To be, or not to be"])
     assert parse(["check", "--run", "runs/default-1", "--plot", "check.png"])
