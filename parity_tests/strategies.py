@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from reference_numpy.config import ModelConfig
 
 SIZES = (0, 1, 2, 3, 5, 7, 11)
-LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "read-only")
+LAYOUTS = ("contiguous", "transposed", "strided", "reversed", "read-only", "broadcast")
 
 
 def sizes(minimum: int = 0, maximum: int = 7) -> st.SearchStrategy[int]:
@@ -21,20 +21,24 @@ def sizes(minimum: int = 0, maximum: int = 7) -> st.SearchStrategy[int]:
     return st.sampled_from([size for size in SIZES if minimum <= size <= maximum])
 
 
-def numbers(magnitude: float = 4.0) -> st.SearchStrategy[float]:
-    """A number of ordinary size, zero and its neighbours included."""
-    return st.floats(-magnitude, magnitude, allow_subnormal=False)
+def numbers(magnitude: float = 4.0, subnormal: bool = True) -> st.SearchStrategy[float]:
+    """A number of ordinary size, or one that hurts: zeros of both signs, subnormals, the limits themselves."""
+    if not subnormal:
+        return st.floats(-magnitude, magnitude, allow_subnormal=False)
+    return st.floats(-magnitude, magnitude) | st.sampled_from([0.0, -0.0, 5e-324, -1e-310, magnitude])
 
 
 @st.composite
-def arrays(draw: st.DrawFn, shape: tuple[int, ...], magnitude: float = 4.0, layout: str | None = None) -> np.ndarray:
+def arrays(
+    draw: st.DrawFn, shape: tuple[int, ...], magnitude: float = 4.0, layout: str | None = None, subnormal: bool = True
+) -> np.ndarray:
     """A float64 array of this shape, in one of LAYOUTS.
 
     Small arrays are drawn element by element, so that Hypothesis can shrink them to the telling few; larger ones come from a
     seeded generator, which costs one draw.
     """
     if int(np.prod(shape)) <= 24 and draw(st.booleans()):
-        array = draw(hnp.arrays(np.float64, shape, elements=numbers(magnitude), fill=st.nothing()))
+        array = draw(hnp.arrays(np.float64, shape, elements=numbers(magnitude, subnormal), fill=st.nothing()))
     else:
         generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         array = generator.standard_normal(shape) * (magnitude / 3)
@@ -42,7 +46,9 @@ def arrays(draw: st.DrawFn, shape: tuple[int, ...], magnitude: float = 4.0, layo
 
 
 def with_layout(array: np.ndarray, layout: str) -> np.ndarray:
-    """The same values in another arrangement of memory."""
+    """The same values in another arrangement of memory; for "broadcast" the first row for all."""
+    if layout == "broadcast" and array.ndim and len(array):
+        return np.broadcast_to(array[:1], array.shape)
     if layout == "transposed":
         return np.ascontiguousarray(array.T).T
     if layout == "strided":
@@ -123,3 +129,5 @@ def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str
 
 
 seeds = st.integers(0, 2**32 - 1)
+# What a composite is compared in. float64 tells most; the others, by the same rule, what training really computes in.
+precisions = st.sampled_from([("float64",), ("float64", "float32")])

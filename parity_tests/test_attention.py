@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import arrays, attention_masks, configs, is_smooth, random_parameters, seeds, sizes
+from parity_tests.strategies import arrays, attention_masks, configs, is_smooth, precisions, random_parameters, seeds, sizes
 from reference_numpy import attention as spec
 from reference_numpy.parameters import parameter_shapes, scope
 from reference_numpy.position import alibi_slopes
 from torch_impl import attention as twin
+from torch_impl import position
 from torch_impl.flash_attention import flash_attention
 
 TWINS = {
@@ -26,14 +27,14 @@ TWINS = {
     st.data(),
     *(sizes(1, 3), sizes(1, 3), sizes(0, 7), sizes(1, 7), sizes(1, 5)),
     *(st.booleans(), st.sampled_from([None, 1, 3]), st.booleans(), st.sampled_from([None, 1.5])),
-    st.sampled_from([1.0, 4.0, 30.0]),
-    seeds,
+    st.sampled_from([1e-30, 1.0, 4.0, 100.0]),
+    *(precisions, seeds),
 )
-def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magnitude, seed):
+def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magnitude, dtypes, seed):
+    """Scores of up to 1e4 and down to 1e-60; every kind of mask, rows that may attend to nothing among them."""
     options = {
         "causal": causal,
         "window": window,
-        "slopes": alibi_slopes(H, np.dtype(np.float64)) if alibi else None,
         "softcap": softcap if path == "explicit" else None,
     }
     mask = data.draw(attention_masks(B, H, T, S))
@@ -43,16 +44,21 @@ def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magni
     def backward(d_output, cache):
         return *spec.scaled_dot_product_attention_backward(d_output, cache), None
 
+    def forward(query, key, value, mask):
+        slopes = alibi_slopes(H, query.dtype) if alibi else None
+        return spec.scaled_dot_product_attention_forward(query, key, value, mask, slopes=slopes, **options)
+
     def run_twin(query, key, value, mask):
-        slopes = None if options["slopes"] is None else torch.from_numpy(options["slopes"]).to(query.dtype)
-        return TWINS[path](query, key, value, mask, **(options | {"slopes": slopes}))
+        slopes = position.alibi_slopes(H, query.dtype, query.device) if alibi else None
+        return TWINS[path](query, key, value, mask, slopes=slopes, **options)
 
     check_operation(
         f"attention, {path}",
-        lambda q, k, v, mask: spec.scaled_dot_product_attention_forward(q, k, v, mask, **options),
+        forward,
         backward,
         run_twin,
         arguments,
+        dtypes=dtypes,
         seed=seed,
         either_attention=path == "fused",
     )
@@ -83,19 +89,19 @@ def test_what_padding_holds_is_never_seen(path, data, B, T, S, seed):
         assert (array[empty] == 0).all()  # a query that may attend to nothing: output 0, gradient 0
 
 
-@given(configs(attention="softmax"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), seeds)
-def test_multi_head_parity(config, B, T, S, cross, causal, seed):
+@given(configs(attention="softmax"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), precisions, seeds)
+def test_multi_head_parity(config, B, T, S, cross, causal, dtypes, seed):
     shapes = scope(parameter_shapes(config), f"{'decoder.' if config.kind == 'encoder_decoder' else ''}blocks.0.attention")
-    check_multi_head("multi-head attention", config, shapes, B, T, S, cross, causal, seed)
+    check_multi_head("multi-head attention", config, shapes, B, T, S, cross, causal, dtypes, seed)
 
 
-@given(configs(attention="linear"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), seeds)
-def test_multi_head_linear_parity(config, B, T, S, cross, causal, seed):
+@given(configs(attention="linear"), sizes(1, 3), sizes(1, 5), sizes(1, 5), st.booleans(), st.booleans(), precisions, seeds)
+def test_multi_head_linear_parity(config, B, T, S, cross, causal, dtypes, seed):
     shapes = scope(parameter_shapes(config), f"{'decoder.' if config.kind == 'encoder_decoder' else ''}blocks.0.attention")
-    check_multi_head("multi-head linear attention", config, shapes, B, T, S, cross, causal and not cross, seed)
+    check_multi_head("multi-head linear attention", config, shapes, B, T, S, cross, causal and not cross, dtypes, seed)
 
 
-def check_multi_head(name, config, shapes, B, T, S, cross, causal, seed):
+def check_multi_head(name, config, shapes, B, T, S, cross, causal, dtypes, seed):
     parameters = random_parameters(shapes, seed)
     generator = np.random.default_rng(seed)
     memory = generator.standard_normal((B, S, config.width)) if cross else None
@@ -119,7 +125,8 @@ def check_multi_head(name, config, shapes, B, T, S, cross, causal, seed):
         own = dict(zip(parameters, values, strict=True))
         return torch.func.functional_call(module, own, (x, memory, torch.from_numpy(mask), causal))
 
-    check_operation(name, forward, backward, run_twin, arguments, seed=seed, either_attention=True, smooth=is_smooth(config))
+    options = {"dtypes": dtypes, "seed": seed, "either_attention": True, "smooth": is_smooth(config)}
+    check_operation(name, forward, backward, run_twin, arguments, **options)
 
 
 @given(sizes(1, 3), sizes(1, 7), sizes(1, 7), st.sampled_from([1, 2, 4]), st.booleans(), seeds)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.compare import assert_within, bound_of_either, check_operation
-from parity_tests.strategies import configs, is_smooth, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, is_smooth, precisions, random_parameters, seeds, sizes
 from reference_numpy import block as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes, scope
@@ -23,8 +23,8 @@ def padding(generator, B, S):
     return (np.arange(S) < generator.integers(0, S + 1, B)[:, None])[:, None, None, :]
 
 
-@given(st.data(), st.booleans(), sizes(1, 2), sizes(1, 5), sizes(1, 5), st.booleans(), seeds)
-def test_parity(data, cross, B, T, S, causal, seed):
+@given(st.data(), st.booleans(), sizes(1, 2), sizes(1, 5), sizes(1, 5), st.booleans(), precisions, seeds)
+def test_parity(data, cross, B, T, S, causal, dtypes, seed):
     config = data.draw(configs(kind="encoder_decoder" if cross else "decoder"))
     parameters = random_parameters(block_shapes(config, cross), seed)
     generator = np.random.default_rng(seed)
@@ -52,6 +52,7 @@ def test_parity(data, cross, B, T, S, causal, seed):
         backward,
         run_twin,
         arguments,
+        dtypes=dtypes,
         seed=seed,
         either_attention=True,
         smooth=is_smooth(config),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import arrays, booleans, seeds, sizes
+from parity_tests.strategies import arrays, booleans, precisions, seeds, sizes
 from reference_numpy import linear_attention as spec
 from torch_impl import linear_attention as twin
 
@@ -25,9 +25,10 @@ from torch_impl import linear_attention as twin
     sizes(1, 3),
     st.booleans(),
     st.booleans(),
+    precisions,
     seeds,
 )
-def test_parity(data, chunk, B, H, T, S, K, causal, masked, seed):
+def test_parity(data, chunk, B, H, T, S, K, causal, masked, dtypes, seed):
     S = T if causal else S
     mask = data.draw(booleans((B, 1, 1, S))) if masked else None
     shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
@@ -43,6 +44,7 @@ def test_parity(data, chunk, B, H, T, S, K, causal, masked, seed):
             backward,
             lambda *a: twin.linear_attention(*a, causal=causal)[0],
             arguments,
+            dtypes=dtypes,
             seed=seed,
             smooth=False,  # the second derivative of elu + 1 jumps at 0
         )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from parity_tests import oracle
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import configs, is_smooth, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, is_smooth, precisions, random_parameters, seeds, sizes
 from reference_numpy import model as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
@@ -34,8 +34,8 @@ def as_tensors(arrays):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@given(configs(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), seeds)
-def test_parity(config, B, T, S, smoothing, seed):
+@given(configs(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), precisions, seeds)
+def test_parity(config, B, T, S, smoothing, dtypes, seed):
     """Loss and gradients of spec and twin, with padding, empty sequences, ignored targets, smoothing, dropout, ties."""
     parameters = random_parameters(parameter_shapes(config), seed)
     tokens, targets, extra = draw_batch(config, B, T, S, seed)
@@ -64,6 +64,7 @@ def test_parity(config, B, T, S, smoothing, seed):
         backward,
         run_twin,
         parameters,
+        dtypes=dtypes,
         seed=seed,
         either_attention=True,
         smooth=is_smooth(config),

@@ -10,6 +10,11 @@ from reference_numpy import normalization as spec
 from torch_impl import normalization as twin
 
 
+def gains(width):
+    """No subnormal gain: autograd multiplies by 1/rms^3 before x, and so many times worse is an underflow in between."""
+    return arrays((width,), subnormal=False)
+
+
 @given(
     st.data(), sizes(), sizes(1, 11), st.booleans(), st.sampled_from([1e-3, 4.0, 1e4]), st.sampled_from([0, 30, 1e3]), seeds
 )
@@ -17,7 +22,7 @@ def test_layer_norm(data, rows, width, has_bias, magnitude, offset, seed):
     """With rows far from 0 too, where a backward that does not centre them first loses digits."""
     arguments = {
         "x": data.draw(arrays((2, rows, width), magnitude)) + offset * magnitude,
-        "weight": data.draw(arrays((width,))),
+        "weight": data.draw(gains(width)),
         "bias": data.draw(arrays((width,))) if has_bias else None,
     }
     check_operation(
@@ -33,7 +38,7 @@ def test_layer_norm(data, rows, width, has_bias, magnitude, offset, seed):
 
 @given(st.data(), sizes(), sizes(1, 11), st.sampled_from([1e-3, 4.0, 1e4]), seeds)
 def test_rms_norm(data, rows, width, magnitude, seed):
-    arguments = {"x": data.draw(arrays((2, rows, width), magnitude)), "weight": data.draw(arrays((width,)))}
+    arguments = {"x": data.draw(arrays((2, rows, width), magnitude)), "weight": data.draw(gains(width))}
     check_operation(
         "rms_norm",
         spec.rms_norm_forward,
