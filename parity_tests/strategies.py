@@ -130,4 +130,4 @@ def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str
 
 seeds = st.integers(0, 2**32 - 1)
 # What a composite is compared in. float64 tells most; the others, by the same rule, what training really computes in.
-precisions = st.sampled_from([("float64",), ("float64", "float32")])
+precisions = st.sampled_from([("float64",), ("float64", "float32"), ("float64", "bfloat16")])

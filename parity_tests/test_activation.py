@@ -26,7 +26,7 @@ def test_parity(name, data, rows, columns, magnitude, seed):
         getattr(spec, f"{name}_backward"),
         getattr(twin, name),
         {"x": x},
-        dtypes=("float64", "float32"),
+        dtypes=("float64", "float32", "bfloat16"),
         seed=seed,
         smooth="relu" not in name,
     )

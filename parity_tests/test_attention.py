@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
@@ -40,6 +40,7 @@ def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magni
     mask = data.draw(attention_masks(B, H, T, S))
     shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
     arguments = {name: data.draw(arrays(shape, magnitude)) for name, shape in shapes.items()} | {"mask": mask}
+    assume("bfloat16" not in dtypes or magnitude < 30)  # scores of 1e4 have no digit behind the point there
 
     def backward(d_output, cache):
         return *spec.scaled_dot_product_attention_backward(d_output, cache), None

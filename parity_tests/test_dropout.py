@@ -22,7 +22,13 @@ def test_parity(data, rows, columns, rate, on, seed):
 
     arguments = {"x": x, "rate": rate, "keep": keep}
     check_operation(
-        "dropout", spec.dropout_forward, backward, twin.dropout, arguments, dtypes=("float64", "float32"), seed=seed
+        "dropout",
+        spec.dropout_forward,
+        backward,
+        twin.dropout,
+        arguments,
+        dtypes=("float64", "float32", "bfloat16"),
+        seed=seed,
     )
 
 

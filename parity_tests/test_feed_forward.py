@@ -34,7 +34,7 @@ def test_parity(config, B, T, seed):
         backward,
         run_twin,
         {"x": x} | parameters,
-        dtypes=("float64", "float32"),
+        dtypes=("float64", "float32", "bfloat16"),
         seed=seed,
         smooth=is_smooth(config),
     )

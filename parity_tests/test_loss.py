@@ -36,7 +36,13 @@ def test_parity(data, B, T, V, smoothing, count, magnitude, seed):
 
     arguments = {"logits": logits, "targets": targets, "label_smoothing": smoothing, "count": count}
     check_operation(
-        "cross_entropy", cross_entropy_forward, backward, cross_entropy, arguments, dtypes=("float64", "float32"), seed=seed
+        "cross_entropy",
+        cross_entropy_forward,
+        backward,
+        cross_entropy,
+        arguments,
+        dtypes=("float64", "float32", "bfloat16"),
+        seed=seed,
     )
 
 

@@ -31,7 +31,7 @@ def test_layer_norm(data, rows, width, has_bias, magnitude, offset, seed):
         spec.layer_norm_backward,
         twin.layer_norm,
         arguments,
-        dtypes=("float64", "float32"),
+        dtypes=("float64", "float32", "bfloat16"),
         seed=seed,
     )
 
@@ -45,7 +45,7 @@ def test_rms_norm(data, rows, width, magnitude, seed):
         spec.rms_norm_backward,
         twin.rms_norm,
         arguments,
-        dtypes=("float64", "float32"),
+        dtypes=("float64", "float32", "bfloat16"),
         seed=seed,
     )
 

@@ -15,7 +15,7 @@ from torch_impl.softmax import softmax
 def test_parity(data, rows, columns, magnitude, seed):
     x = data.draw(arrays((rows, 3, columns), magnitude))
     check_operation(
-        "softmax", softmax_forward, softmax_backward, softmax, {"x": x}, dtypes=("float64", "float32"), seed=seed
+        "softmax", softmax_forward, softmax_backward, softmax, {"x": x}, dtypes=("float64", "float32", "bfloat16"), seed=seed
     )
 
 
