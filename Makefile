@@ -7,7 +7,7 @@ STAMP := .venv/twinformer.stamp
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
 RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax activation normalization loss position \
-	attention flash_attention linear_attention feed_forward block model decode))
+	attention flash_attention linear_attention feed_forward block model metamorphic decode))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog lint clean
@@ -31,6 +31,7 @@ train: $(STAMP)
 # One thread a process: the tests are many small arrays, and threads of two processes would fight over the cores.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
+	$(if $(ARGS),,@$(MAKE) --no-print-directory test-random)
 
 # New examples every time; what fails prints how to reproduce it, and SEED repeats the whole.
 test-random: $(STAMP)

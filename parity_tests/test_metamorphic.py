@@ -8,12 +8,12 @@ is what the complex step along a line asserts in every check_operation: its left
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, bound_of_either
-from parity_tests.strategies import configs, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, fewer, random_parameters, seeds, sizes
 from parity_tests.test_model import as_tensors, draw_batch
 from reference_numpy import model as spec
 from reference_numpy.loss import cross_entropy_forward
@@ -22,7 +22,6 @@ from torch_impl.loss import cross_entropy
 from torch_impl.model import Transformer
 
 TWINS = ["spec", "twin"]
-FEWER = settings(max_examples=25)  # whole models, several runs each
 
 
 def spec_run(parameters, config, tokens, targets, extra, count=None):
@@ -62,7 +61,7 @@ def part(extra, rows):
     return {name: value[rows] for name, value in extra.items()}
 
 
-@FEWER
+@fewer(4)
 @pytest.mark.parametrize("which", TWINS)
 @given(configs(dropout=0.0), sizes(2, 5), sizes(1, 5), seeds)
 def test_microbatches_are_the_batch(which, config, B, T, seed):
@@ -79,7 +78,7 @@ def test_microbatches_are_the_batch(which, config, B, T, seed):
     assert_same({name: halves[0][name] + halves[1][name] for name in truth}, truth, bound, "two microbatches")
 
 
-@FEWER
+@fewer(4)
 @pytest.mark.parametrize("which", TWINS)
 @given(configs(dropout=0.0), sizes(2, 5), sizes(1, 5), seeds)
 def test_the_order_in_a_batch_means_nothing(which, config, B, T, seed):
@@ -91,7 +90,7 @@ def test_the_order_in_a_batch_means_nothing(which, config, B, T, seed):
     assert_same(found, truth, bound, "another order")
 
 
-@FEWER
+@fewer(4)
 @pytest.mark.parametrize("which", TWINS)
 @given(configs(dropout=0.0), sizes(1, 3), sizes(1, 5), seeds)
 def test_the_numbers_of_the_tokens_mean_nothing(which, config, B, T, seed):
@@ -108,7 +107,7 @@ def test_the_numbers_of_the_tokens_mean_nothing(which, config, B, T, seed):
     assert_same(found | {name: found[name][new] for name in tables}, truth, bound, "tokens renamed")
 
 
-@FEWER
+@fewer(4)
 @given(configs(kind="encoder", position="none", window=None, dropout=0.0), sizes(1, 3), sizes(1, 7), seeds)
 def test_without_positions_an_encoder_sees_a_set(config, B, T, seed):
     """Tokens in another order give the same logits in that order: attention itself knows no positions."""
@@ -126,7 +125,7 @@ def test_without_positions_an_encoder_sees_a_set(config, B, T, seed):
     assert_within(found, truth["logits"][:, order], bound["logits"][:, order], "another order, twin")
 
 
-@FEWER
+@fewer(4)
 @given(configs(dropout=0.0), sizes(1, 3), sizes(1, 5), st.sampled_from([-3.0, 0.0, 0.5]), seeds)
 def test_a_backward_pass_is_linear(config, B, T, factor, seed):
     """J'(a u + w) = a J'u + J'w, for the upstream gradients u and w of the logits."""
@@ -150,7 +149,7 @@ def test_a_backward_pass_is_linear(config, B, T, factor, seed):
     assert_same(found, truth, {name: bound[name] + other[name] for name in names}, "backward of a sum")
 
 
-@FEWER
+@fewer(4)
 @given(configs(kind="decoder", dropout=0.0), sizes(2, 5), sizes(1, 5), seeds)
 def test_the_loss_of_a_batch_is_the_mean_over_its_targets(config, B, T, seed):
     """Evaluation does not depend on the batch size: sums over sequences alone, divided by all targets."""

@@ -1,5 +1,7 @@
 """Whole models, drawn from all options crossed: loss and every gradient; causality; padding; batches."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,9 @@ from hypothesis import strategies as st
 from parity_tests import oracle
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import configs, is_smooth, precisions, random_parameters, seeds, sizes
+from parity_tests.strategies import configs, fewer, is_smooth, precisions, random_parameters, seeds, sizes
 from reference_numpy import model as spec
-from reference_numpy.config import ModelConfig
+from reference_numpy.config import Kind, ModelConfig
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from reference_numpy.parameters import initialize, parameter_count, parameter_shapes
 from torch_impl.loss import cross_entropy
@@ -34,9 +36,12 @@ def as_tensors(arrays):
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@given(configs(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), precisions, seeds)
-def test_parity(config, B, T, S, smoothing, dtypes, seed):
+@pytest.mark.parametrize("kind", get_args(Kind))
+@fewer(2)
+@given(st.data(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), precisions, seeds)
+def test_parity(kind, data, B, T, S, smoothing, dtypes, seed):
     """Loss and gradients of spec and twin, with padding, empty sequences, ignored targets, smoothing, dropout, ties."""
+    config = data.draw(configs(kind=kind))
     parameters = random_parameters(parameter_shapes(config), seed)
     tokens, targets, extra = draw_batch(config, B, T, S, seed)
     module = Transformer(config)
