@@ -220,7 +220,7 @@ class TorchBackend:
         if options.threads:
             torch.set_num_threads(options.threads)
         self._options, self._processes = options, processes
-        self._device = _torch_device(options.device)
+        self._device = torch_device(options.device)
         _choose_products(options.tf32, self._device)
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
@@ -383,7 +383,7 @@ class TorchBackend:
         return contextlib.nullcontext()
 
 
-def _torch_device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
     """The device to compute on. Raises: ValueError when it was asked for by name and is not there."""
     import torch
 

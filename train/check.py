@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, Tracked, run_tracked, unit_roundoff
 from parity_tests.compare import central_difference, derivative_by_complex_step, tiled
 from reference_numpy.model import ModelCache
 from train import streams
+from train.backend import torch_device
 from train.checkpoint import write_atomically
-from train.configuration import CheckConfig
+from train.configuration import CheckConfig, Device
 from train.plots import plot_check
+from train.progress import tqdm
 from train.run_folder import environment
 from train.subject import Subject, create_subject
 
@@ -95,7 +96,7 @@ def check(config: CheckConfig) -> int:
         if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
             raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
     subject = create_subject(config)
-    rows = compare(subject, config.witnesses, config.elements)
+    rows = compare(subject, config.witnesses, config.elements, config.device)
     ranked = sorted(rows, key=lambda row: row.ratio)
     print(table(ranked), "", summary(rows), "", verdict(subject, ranked), sep="\n")
     if config.json is not None:
@@ -106,7 +107,7 @@ def check(config: CheckConfig) -> int:
     return 0 if ranked[-1].ratio <= 1 else 1
 
 
-def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1) -> list[Row]:
+def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1, device: Device = "cpu") -> list[Row]:
     """Loss and gradients against the witnesses: the loss, then a row per parameter in the model's order."""
     names = list(subject.parameters)
 
@@ -122,7 +123,7 @@ def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1) -> li
         finding = _every_element(ours[name], tracked.value, tracked.bound())
         rows.append(Row(name, tracked.shape, norm, {"spec": finding}))
     if "twin" in witnesses:
-        other, theirs = run_tracked(tiled(spec), *values, format="float64"), _twin(subject)
+        other, theirs = run_tracked(tiled(spec), *values, format="float64"), _twin(subject, device)
         for row in rows:
             tracked = truth[row.name]
             bound = TWIN_FACTOR * np.maximum(tracked.bound(), other[row.name].bound())
@@ -142,7 +143,7 @@ def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1) -> li
     return rows
 
 
-def _twin(subject: Subject) -> dict[str, np.ndarray]:
+def _twin(subject: Subject, device: Device) -> dict[str, np.ndarray]:
     """Loss and gradients by PyTorch's autograd in float64, with the spec's dropout masks."""
     import torch
 
@@ -151,13 +152,14 @@ def _twin(subject: Subject) -> dict[str, np.ndarray]:
     from torch_impl.parameters import gradients_as_numpy
 
     batch = subject.batch
-    twin = Transformer(subject.model).double()
+    place = torch_device(device)
+    twin = Transformer(subject.model).double().to(place)
     twin.load_parameters(subject.parameters)
-    tokens, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (batch.tokens, batch.targets))
-    inputs = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in batch.inputs().items()}
+    tokens, targets = (torch.from_numpy(np.ascontiguousarray(part)).to(place) for part in (batch.tokens, batch.targets))
+    inputs = {name: torch.from_numpy(np.ascontiguousarray(part)).to(place) for name, part in batch.inputs().items()}
     loss = cross_entropy(twin(tokens, **inputs, generator=subject.dropout()), targets, subject.label_smoothing)
     loss.backward()
-    return {"loss": loss.detach().numpy()} | gradients_as_numpy(twin)
+    return {"loss": loss.detach().cpu().numpy()} | gradients_as_numpy(twin)
 
 
 def _probes(gradient: np.ndarray, tracked: Tracked, elements: int, generator: np.random.Generator) -> Iterator[Probe]:

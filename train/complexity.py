@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from reference_numpy import attention, flash_attention, linear_attention
 from train.checkpoint import write_atomically
 from train.configuration import ComplexityConfig
 from train.plots import plot_complexity
+from train.progress import tqdm
 from train.run_folder import environment
 
 Pass = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], object]

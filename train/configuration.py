@@ -14,7 +14,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-import tyro
+try:
+    from tyro.conf import Suppress
+except ModuleNotFoundError:  # a bare checkout on a GPU machine, where `python -m train.gpu` needs no command line
+    Suppress = None  # type: ignore[misc]
 
 from reference_numpy.config import Kind, ModelConfig
 
@@ -45,8 +48,8 @@ RUN_FORMAT = "twinformer run 1"
 class ModelOptions(ModelConfig):
     """The model's options that a user chooses; the task decides its kind and how many symbols there are."""
 
-    kind: Annotated[Kind, tyro.conf.Suppress] = "decoder"
-    vocabulary: Annotated[int, tyro.conf.Suppress] = 1
+    kind: Annotated[Kind, Suppress] = "decoder"
+    vocabulary: Annotated[int, Suppress] = 1
 
 
 COUNTS_FROM_1 = (
@@ -315,6 +318,8 @@ class CheckConfig:
     """Witnesses: twin (autograd), differences (central, float64), complex (the complex step, longdouble)."""
     elements: int = 1
     """Elements per tensor for differences and complex, largest gradient first, besides a direction through all."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the twin computes, in float64."""
     json: str | None = None
     """File to write all figures to."""
     plot: str | None = None

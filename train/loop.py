@@ -13,7 +13,6 @@ from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
@@ -22,6 +21,7 @@ from train.checkpoint import mean_parameters, save_arrays, save_model, write_ato
 from train.configuration import TrainConfig, read_run_config, with_vocabulary
 from train.data import Batch
 from train.parallel import ALONE, Processes
+from train.progress import tqdm
 from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
@@ -80,13 +80,14 @@ class Trainer:
     """One run in progress: a twin, its random streams, its log, and how far it is."""
 
     def __init__(self, config: TrainConfig, task: Task, folder: Path, processes: Processes = ALONE) -> None:
-        self.config, self.task, self.folder, self._processes = config, task, folder, processes
+        self.config, self.task, self.folder, self.processes = config, task, folder, processes
         self.streams = streams.streams(config.seed)
         dtype = np.float64 if config.dtype == "float64" else np.float32  # for bfloat16 these are the masters
         parameters = initialize(config.model, self.streams["initialization"], dtype)
         self.twin = create_backend(config.model, parameters, config, self.streams["dropout"], processes)
         self._estimate = task.estimate_batches(self.streams["evaluation"])
         self._snapshots = snapshot_steps(config.snapshots, config.steps)
+        self._since_record = (0, 0.0)  # targets and seconds
         self.step = 0  # updates done
         self.training_seconds = self.evaluation_seconds = 0.0
 
@@ -95,7 +96,7 @@ class Trainer:
 
         `on_step` is called after every step with the number of steps done, for experiments that look inside.
         Raises: Interrupted after Ctrl-C, with a checkpoint saved; ValueError when the loss is not finite."""
-        config, hidden = self.config, None if self._processes.writes else True  # None: where nobody looks
+        config, hidden = self.config, None if self.processes.writes else True  # None: where nobody looks
         with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar:
             if self.step == 0:
                 self._evaluate(bar)
@@ -107,7 +108,7 @@ class Trainer:
                 self._take_snapshot()
                 if _due(self.step, config.evaluate_every) and self.step < config.steps:
                     self._evaluate(bar)
-                stop = self._processes.any(interrupts.seen)
+                stop = self.processes.any(interrupts.seen)
                 if _due(self.step, config.checkpoint_every) or self.step == config.steps or stop:
                     self.save()
                 if stop and self.step < config.steps:
@@ -136,7 +137,7 @@ class Trainer:
             "streams": streams.export_state(self.streams),
             "twin": extra,
         }
-        if self._processes.writes:
+        if self.processes.writes:
             save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
         self._save_model(run_folder.MODEL)
 
@@ -157,7 +158,7 @@ class Trainer:
         self.twin.import_state(arrays, twin)
         streams.import_state(self.streams, stream_states)
         self.step = step
-        if self._processes.writes:
+        if self.processes.writes:
             run_folder.trim_log(self.folder, self.step)
         kept, taken = run_folder.kept(self.folder), run_folder.snapshots(self.folder)
         self._remove(path for number, path in kept if number > step or not self._is_kept(number))
@@ -174,11 +175,11 @@ class Trainer:
 
     def _save_model(self, name: str, dtype: type | None = None) -> None:
         parameters = {n: array if dtype is None else array.astype(dtype) for n, array in self.twin.parameters().items()}
-        if self._processes.writes:
+        if self.processes.writes:
             save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
 
     def _remove(self, paths: Iterable[Path]) -> None:
-        for path in paths if self._processes.writes else ():
+        for path in paths if self.processes.writes else ():
             path.unlink()
 
     def _advance(self, bar: tqdm) -> None:
@@ -192,10 +193,14 @@ class Trainer:
         result = self.twin.gradient_step(batches, rate)
         self.step += 1
         logged = _due(self.step, config.log_every) or self.step in (1, config.steps)
-        # float() waits for the device, so it stands inside the measured time and only where a record is due.
-        loss, norm = (float(result.loss), float(result.gradient_norm)) if logged else (0.0, 0.0)
+        # float() waits for the device, so it stands inside the measured time and only where the figures are wanted, or where
+        # an evaluation is next, whose time is counted apart. The time of a step that is not waited for falls to a later one.
+        waits = logged or _due(self.step, config.evaluate_every)
+        loss, norm = (float(result.loss), float(result.gradient_norm)) if waits else (0.0, 0.0)
         seconds = time.perf_counter() - start
         self.training_seconds += seconds
+        targets, since = self._since_record
+        self._since_record = targets, since = targets + sum(batch.counted for batch in batches), since + seconds
         bar.update()
         if logged:
             bar.set_postfix_str(f"loss {loss:.3f} nats")
@@ -203,9 +208,10 @@ class Trainer:
                 train_loss=loss,
                 learning_rate=rate,
                 gradient_norm=norm,
-                tokens_per_second=sum(batch.counted for batch in batches) / seconds,
+                tokens_per_second=targets / since,
                 training_seconds=self.training_seconds,
             )
+            self._since_record = (0, 0.0)
             if not math.isfinite(loss):
                 raise ValueError(
                     f"learning_rate: the loss became {loss} at step {self.step}; a lower rate may help, got {rate}"
@@ -216,7 +222,7 @@ class Trainer:
         loss = self._measure(self._estimate)
         counted = {self._units: sum(batch.counted for batch in self._estimate)}
         self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
-        if self._processes.writes:
+        if self.processes.writes:
             bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
 
     def _finish(self) -> Outcome:
@@ -229,7 +235,7 @@ class Trainer:
         loss = self._measure(batches)
         start = time.perf_counter()
         self.twin = self.twin.alone()
-        scores = self.task.scores(self.twin) if self._processes.writes else {}
+        scores = self.task.scores(self.twin) if self.processes.writes else {}
         self.evaluation_seconds += time.perf_counter() - start
         seconds = {"training_seconds": self.training_seconds, "evaluation_seconds": self.evaluation_seconds}
         figures = {self._units: sum(batch.counted for batch in batches), f"bits_per_{self._units[:-1]}": loss / math.log(2)}
@@ -243,7 +249,7 @@ class Trainer:
 
     def _take_the_mean(self) -> None:
         """Goes over to the mean of the kept models; the state on disk stays that of training."""
-        self._processes.any(False)  # they are all written, and the old ones gone
+        self.processes.any(False)  # they are all written, and the old ones gone
         paths = [path for _, path in run_folder.kept(self.folder)]
         arrays, extra = self.twin.export_state()
         mean = {f"parameters/{name}": array for name, array in mean_parameters(paths).items()}
@@ -262,7 +268,7 @@ class Trainer:
 
     def _log(self, **record: Any) -> None:
         """Appends one record; the file is opened anew each time, so that nothing waits in a buffer of ours."""
-        if not self._processes.writes:
+        if not self.processes.writes:
             return
         with (self.folder / run_folder.LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": self.step, **record}) + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -49,4 +50,8 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
     training: nn.Module = Objective(model, options)
     if processes > 1 and options.parallel == "ddp":
         training = nn.parallel.DistributedDataParallel(training)
-    return torch.compile(training) if options.compile else training
+    if not options.compile:
+        return training
+    # What is cached are tables that position.py declares constant.
+    warnings.filterwarnings("ignore", message=".*functools.lru_cache", category=UserWarning)
+    return torch.compile(training)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
+from typing import Any
 
 from train import run_folder
 from train.attention import draw
 from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
+from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_token
 from train.looking import Reading, look, pair_reading
 from train.loop import Outcome, Trainer, prepare
 from train.parallel import connected
@@ -64,8 +67,28 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
             f"{outcome.validation_loss / math.log(2):.4f} bits per {unit}",
             *(f"{name}: {value}" for name, value in outcome.scores.items() if not isinstance(value, list)),
             f"{outcome.training_seconds:.1f} s of training, {outcome.evaluation_seconds:.1f} s of evaluation",
+            *_of_the_machine(trainer),
             f"in {outcome.folder}: {', '.join(path.name for path in run_folder.own_files(outcome.folder))}",
             "",
             *(f"    {line}" for line in lines),
         ]
     )
+
+
+def _of_the_machine(trainer: Trainer) -> list[str]:
+    """A line on memory and, on a GPU that flops.py knows, on the share of its arithmetic."""
+    records, devices = run_folder.read_log(trainer.folder), trainer.processes.count
+    memory, share = peak_memory(), utilisation(trainer.config, records, devices)
+    parts = [] if memory is None else [f"{memory / 1e9:.2f} GB of memory at most"]
+    if share is not None:
+        parts.append(f"{100 * share:.1f} % of what the {gpu_name()} can do (model FLOPs utilisation)")
+    return [", ".join(parts)] if parts else []
+
+
+def utilisation(config: TrainConfig, records: list[dict[str, Any]], devices: int = 1) -> float | None:
+    """The model FLOPs utilisation of the median record after the first; None for an unknown device or kind of model."""
+    speeds = [record["tokens_per_second"] for record in records if "tokens_per_second" in record][1:]
+    peak = peak_flops(gpu_name() or "", config.dtype, config.tf32)
+    if not speeds or peak is None or config.task != "language_model":
+        return None
+    return statistics.median(speeds) * training_flops_per_token(config.model, config.model.context) / (peak * devices)

@@ -263,7 +263,7 @@ def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
 def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
     # Traced and differentiated ahead of time as in use, but run by torch itself: to compile takes a minute.
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
-    config = options(tmp_path / "run", steps=6, compile=True)
+    config = options(tmp_path / "run", steps=6, compile=True, position="rotary")
     bound = envelope(tmp_path, config)
     assert (np.abs(losses(run(config)) - losses(tmp_path / "reference")) <= bound).all()
 

@@ -1,0 +1,62 @@
+"""train/gpu.py from end to end at a tiny size, as on a machine without the packages of the command line; train/flops.py."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import parameter_count
+from train.flops import PEAKS, peak_flops, training_flops_per_token
+from train.models import known_models
+from train.tests.runs import write_text
+
+BARE = "import sys, runpy\nfor name in ('tyro', 'tqdm', 'hypothesis', 'pytest', 'sacrebleu', 'tokenizers'):\n    "
+BARE += "sys.modules[name] = None\nrunpy.run_module('train.gpu', run_name='__main__')"
+
+
+def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
+    text = write_text(tmp_path / "text.txt")
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    arguments = ["--out", "out", "--tiny", "--tune", "--seeds", "3", "4", "--corpus", text.name, "--set", "dropout = 0.1"]
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["parity"]["within_bounds"] is True
+    assert summary["shakespeare"]["seeds"] == [3, 4]
+    assert len(set(summary["shakespeare"]["exact_validation_losses"])) == 2
+    assert summary["step"]["failed"] == []
+    assert summary["step"]["fastest"]["tokens_per_second"] > 0
+    run = json.loads((tmp_path / "out" / "shakespeare-3.json").read_text())
+    assert run["changes"]["dropout"] == 0.1
+    config = json.loads((tmp_path / "out" / "shakespeare-3" / "config.json").read_text())
+    characters = len(text.read_text())
+    assert config["text"]["characters"] == round(characters * 0.9, 6) // 1  # --tune: the validation split is out of reach
+    assert (tmp_path / "out" / "shakespeare-4" / "loss.png").exists()
+
+
+def test_flops_per_token():
+    model = ModelConfig(vocabulary=7, width=4, layers=3, heads=2, context=5)
+    one_layer = 4 * 4 * 4 + 2 * 4 * 16  # query, key, value, output; up, down
+    assert training_flops_per_token(model, 5) == 6 * (7 * 4 + 3 * one_layer) + 12 * 3 * 5 * 4
+    gpt2 = known_models()["gpt2"].config
+    vectors_and_positions = parameter_count(gpt2) - training_flops_per_token(gpt2, 0) / 6
+    assert 1024 * 768 <= vectors_and_positions <= 1024 * 768 + 0.001 * parameter_count(gpt2)
+    untied = ModelConfig(vocabulary=7, width=4, layers=3, heads=2, context=5, tied=False)
+    assert training_flops_per_token(untied, 5) == training_flops_per_token(model, 5)
+    with pytest.raises(ValueError, match="flops: expected a model of one stack"):
+        training_flops_per_token(ModelConfig(kind="encoder_decoder"), 5)
+
+
+def test_peaks():
+    assert peak_flops("NVIDIA H100 80GB HBM3", "bfloat16") == 989.4e12
+    assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "float32", tf32=True) == 156e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB", "float32") == 19.5e12
+    assert peak_flops("some other device", "bfloat16") is None
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
+    assert all(formats["bfloat16"] > formats["tf32"] >= formats["float32"] for formats in PEAKS.values())
