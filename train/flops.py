@@ -27,7 +27,7 @@ def training_flops_per_token(model: ModelConfig, length: int) -> float:
 
     A weight of a matrix takes one multiplication and one addition forward and twice that backward: 6. Attention takes
     12 T D per layer, all pairs counted although a causal kernel skips half of them. Tables that are only looked up, norms
-    and what an implementation computes again do not count. Raises: ValueError for an encoder-decoder, whose tokens differ."""
+    and what is computed again do not count. Raises: ValueError for an encoder-decoder, whose tokens differ."""
     if model.kind == "encoder_decoder":
         raise ValueError("flops: expected a model of one stack, got an encoder-decoder")
     looked_up = {"position_embedding.weight"} | (set() if model.tied else {"token_embedding.weight"})

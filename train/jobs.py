@@ -22,10 +22,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from train.configuration import flat_options, train_config
 from train.faults import install
+from train.progress import tqdm
 
 PRELOADED = ["numpy", "torch", "torch._dynamo", "tyro", "safetensors.numpy"]  # slow to import, and not ours
 OF_THE_CALL = ("preset", "output", "overwrite", "resume", "threads")  # change nothing in the result

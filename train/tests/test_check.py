@@ -121,7 +121,7 @@ def test_a_seed_decides_everything(tmp_path):
 def test_a_twin_that_is_wrong_is_out_of_bounds(tmp_path, monkeypatch, capsys, fault):
     """Exit status 1; the tensor stands last; only the twin is blamed, and who does not ask it hears nothing."""
     honest = check._twin
-    monkeypatch.setattr(check, "_twin", lambda subject: scaled(honest(subject), fault))
+    monkeypatch.setattr(check, "_twin", lambda *arguments: scaled(honest(*arguments), fault))
     config = write_config(tmp_path)
     assert main(["check", "--config", config, "--json", str(tmp_path / "out.json")]) == 1
     table, _, last = capsys.readouterr().out.strip().split("\n\n")
@@ -148,8 +148,8 @@ def test_each_witness_alone_rejects_a_spec_that_is_wrong(tmp_path, monkeypatch, 
 def test_one_wrong_element_is_found_and_named(tmp_path, monkeypatch):
     honest = check._twin
 
-    def faulty(subject):
-        found = honest(subject)
+    def faulty(*arguments):
+        found = honest(*arguments)
         found[TENSOR][2, 1] += 1e-9
         return found
 
