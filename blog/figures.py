@@ -15,9 +15,42 @@ from typing import Any, NamedTuple
 from blog import post
 from blog.facts import result
 from train import evidence, run_folder
+from train.attention import draw, draw_view
+from train.checkpoint import load_model
+from train.configuration import AttentionConfig, PositionsConfig
+from train.configuration import View as ViewName
 from train.evidence import LOGS
 from train.experiment_plots import plot_ablation, plot_induction, plot_ladder, plot_pitfall
+from train.looking import Reading, attention_caches, look, pair_reading
 from train.plots import plot_complexity, plot_loss
+from train.positions import positions
+from train.run_folder import STACKS
+from train.trained import load_twin
+
+POSITIONS = Path(__file__).with_name("figures") / "positions.png"
+
+
+class View(NamedTuple):
+    """One way to look at the model that a run has left behind, as `twinformer attention` names it."""
+
+    run: str
+    file: str
+    """Name of the picture; an encoder-decoder's have the stack behind it."""
+    view: ViewName
+    text: str
+    source: str | None = None
+    layer: int = 0
+    head: int = 0
+
+
+LINE = "To the protection of the prosper"  # of the validation split, which no step has seen
+VIEWS = (
+    View("default", "attention.png", "model", LINE),
+    View("default", "attention-trace.png", "trace", LINE[:8], layer=1, head=0),
+    View("default", "attention-statistics.png", "statistics", LINE),
+    View("default", "attention-rollout.png", "rollout", LINE),
+    View("reverse", "attention.png", "model", "feebdeefefacdab", "badcafefeedbeef"),
+)
 
 
 class Figure(NamedTuple):
@@ -45,6 +78,12 @@ def figures() -> Iterator[Figure]:
     for log in sorted(LOGS.glob(f"*/{run_folder.LOG}")):
         if (log.parent / run_folder.CONFIG).exists():
             yield Figure(log.parent / run_folder.LOSS, partial(_loss, log.parent))
+    for view in VIEWS:
+        if kept := run_folder.snapshots(LOGS / view.run):
+            for stack in STACKS if view.source else ("own",):
+                name = view.file if stack == "own" else run_folder.attention_of(stack, view.file)
+                yield Figure(LOGS / view.run / name, partial(_view, view, stack, kept[-1][1]))
+    yield Figure(POSITIONS, lambda path: positions(PositionsConfig(output=str(path))))
     if content := result("complexity"):
         yield Figure(_beside("complexity"), partial(plot_complexity, content["records"], content["slopes"]))
     if content := result("ablation"):
@@ -73,6 +112,20 @@ def _loss(folder: Path, path: Path) -> None:
     name = options["corpus"] if options["task"] == "language_model" else options["task"].replace("_", " ")
     title = f"{name}: exact validation loss {exact['validation_loss']:.4f} nats per {unit}"
     plot_loss(records, path, title, run_folder.references(folder), unit)
+
+
+def _view(view: View, name: str, model: Path, path: Path) -> None:
+    """What one stack of a model attends to, from the parameters that the run has left in half precision."""
+    twin, (_, config, vocabulary) = load_twin(model, "numpy", "cpu"), load_model(model)
+    tokens = vocabulary.encode(view.text)
+    reading = Reading(tokens) if view.source is None else pair_reading(vocabulary, vocabulary.encode(view.source), tokens)
+    stacks = [stack for stack in look(twin, vocabulary, reading) if stack.name == name]
+    path = path.with_stem(path.stem.removesuffix(f"-{name}"))
+    if view.view == "model":
+        draw(stacks, path)
+        return
+    options = AttentionConfig(str(model.parent), output=str(path), view=view.view, layer=view.layer, head=view.head)
+    draw_view(options, stacks, attention_caches(twin.parameters(), config, reading))
 
 
 if __name__ == "__main__":
