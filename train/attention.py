@@ -105,4 +105,4 @@ def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend 
 def _then(model: ModelConfig) -> str:
     """What stands between the scaled product of query and key and the weight."""
     steps = [] if model.softcap is None else ["soft cap"]
-    return ", ".join([*steps, *(["ALiBi's penalty"] if model.position == "alibi" else []), "mask and softmax"])
+    return ", ".join([*steps, *(["ALiBi's penalty"] if model.position == "alibi" else []), "softmax"])

@@ -48,7 +48,7 @@ def attention_page(
     subtitle: str,
     unit: str = "nats",
     detail: Sequence[QueryKey] | None = None,
-    then: str = "mask and softmax",
+    then: str = "softmax",
     most_bytes: int = MOST_BYTES,
 ) -> str:
     """The page as text, of about `most_bytes` at most.

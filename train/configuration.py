@@ -142,7 +142,7 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 for one at the end only."""
     snapshots: int = 0
-    """Models kept in half precision on the way, closer together at the beginning, to look at with `twinformer attention`."""
+    """Models kept in half precision on the way, closer together at the beginning; the run leaves a page that shows them."""
     log_every: int = 10
     """Steps between records in log.jsonl."""
     sample_length: int = 1000

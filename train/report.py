@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from train import run_folder
-from train.attention import draw
+from train.attention import draw, page_of_run
 from train.checkpoint import write_atomically
 from train.configuration import TrainConfig
 from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_token
@@ -15,6 +15,7 @@ from train.looking import Reading, look, pair_reading
 from train.loop import Outcome, Trainer, prepare
 from train.parallel import connected
 from train.plots import plot_loss
+from train.trained import Trained
 
 EXCERPT_LINES = 12
 
@@ -51,11 +52,15 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
 
 
 def _draw_attention(trainer: Trainer) -> None:
-    """Every head of every layer on the task's example."""
-    vocabulary, (source, text) = trainer.task.vocabulary, trainer.task.example()
+    """Every head of every layer on the task's example; the page too, where snapshots show how they formed."""
+    config, vocabulary, (source, text) = trainer.config, trainer.task.vocabulary, trainer.task.example()
     tokens = vocabulary.encode(text)
     reading = Reading(tokens) if source is None else pair_reading(vocabulary, vocabulary.encode(source), tokens)
     draw(look(trainer.twin, vocabulary, reading), trainer.folder / run_folder.ATTENTION)
+    if config.snapshots:
+        trained = Trained(trainer.twin, vocabulary, config.model, config)
+        page = page_of_run(trainer.folder, trained, reading, config.backend, config.device)
+        write_atomically(trainer.folder / run_folder.PAGE, page.encode())
 
 
 def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:

@@ -21,11 +21,12 @@ MODEL = "model.safetensors"
 STATE = "state.safetensors"
 LOSS = "loss.png"
 ATTENTION = "attention.png"
+PAGE = "attention.html"
 SAMPLE = "sample.txt"
 SCORES = "scores.json"
 SUBWORDS = "subwords.json"
 STACKS = ("encoder", "decoder", "cross")  # an encoder-decoder has a picture of each
-FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, SAMPLE, SCORES)
+FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, PAGE, SAMPLE, SCORES)
 KEPT = "checkpoint-{step:08d}.safetensors"  # a model kept to be averaged
 SNAPSHOT = "snapshot-{step:08d}.safetensors"  # a model kept to be looked at
 

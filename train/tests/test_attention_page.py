@@ -193,9 +193,7 @@ def test_query_and_key_give_the_score(chromium, path, moments, detail):
         settled(page)
         wait_for(page, "!document.getElementById('detail').hidden")
         product = float(detail[0].query[1, 2, 8] @ detail[0].key[1, 2, 3])
-        assert f"Sum {product:.2f}, divided by √{K}: {product / np.sqrt(K):.2f}; mask and softmax" in page.inner_text(
-            "#detail-about"
-        )
+        assert f"Sum {product:.2f}, divided by √{K}: {product / np.sqrt(K):.2f}; softmax" in page.inner_text("#detail-about")
         page.focus("#time")
         page.keyboard.press("Home")
         settled(page)

@@ -9,6 +9,7 @@ from train import run_folder
 from train.checkpoint import load_model
 from train.looking import distance, entropy, losses_near, moments, rollout
 from train.loop import snapshot_steps
+from train.report import train_and_report
 from train.tests.runs import options, resumed, run
 from train.trained import load_twin
 
@@ -91,3 +92,12 @@ def test_a_resumed_run_takes_the_snapshots_of_an_unbroken_one(tmp_path):
     run(resumed(config, broken))
     for step, path in run_folder.snapshots(unbroken):
         assert path.read_bytes() == (broken / path.name).read_bytes(), step
+
+
+def test_training_with_snapshots_leaves_the_page(tmp_path, capsys):
+    config = options(tmp_path / "run", snapshots=3, steps=6)
+    folder = train_and_report(config).folder
+    page = (folder / run_folder.PAGE).read_text(encoding="utf-8")
+    assert "What run attends to" in page
+    assert page.count('"codes":') == len(moments(folder)) + 1, "the weights of every step, and queries and keys"
+    assert run_folder.PAGE in capsys.readouterr().out
