@@ -42,7 +42,7 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
         _save(figure, path)
 
 
-def plot_induction(histories: Mapping[int, Sequence[Result]], chance: float, path: str | os.PathLike[str]) -> None:
+def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, path: str | os.PathLike[str]) -> None:
     """Loss, and the two scores of every head, against steps. `histories`: number of layers -> what was measured."""
     deep, flat = max(histories), min(histories)
     steps = [record["step"] for record in histories[deep]]

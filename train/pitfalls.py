@@ -135,5 +135,6 @@ def _matches(right: Record, wrong: Record) -> str:
 
 def _quoted(record: Record) -> list[str]:
     """The first lines of the sample as an indented block."""
-    sample = record.get("sample", "").strip("\n").splitlines()[:SAMPLE_LINES] or ["(nothing: the loss is not finite)"]
-    return [f"    {line}".rstrip() for line in sample]
+    sample = record["sample"].strip("\n").splitlines()[:SAMPLE_LINES]
+    nothing = "(nothing: the loss is not finite)" if record["loss"] is None else "(nothing but line ends)"
+    return [f"    {line}".rstrip() for line in sample or [nothing]]

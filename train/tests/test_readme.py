@@ -5,6 +5,10 @@ import re
 from train.evidence import README, renewed
 
 TEXT = README.read_text(encoding="utf-8")
+COMMANDS = (
+    *("train", "generate", "attention", "check", "complexity", "parameters", "positions"),
+    *("ablate", "pitfalls", "induction", "ladder"),
+)
 
 
 def test_figures_are_those_of_the_committed_runs():
@@ -22,7 +26,8 @@ def test_commands_exist():
     from train.cli import parse
 
     for words in re.findall(r"`twinformer (\w+)", TEXT):
-        assert words in ("train", "generate", "attention", "check", "complexity", "parameters", "positions"), words
+        assert words in COMMANDS, words
     assert parse(["generate", "--run", "runs/default-1", "--prompt", "ROMEO:", "--temperature", "0.8", "--top-k", "20"])
     assert parse(["attention", "--run", "runs/default-1", "--text", "To be, or not to be"])
     assert parse(["check", "--run", "runs/default-1", "--plot", "check.png"])
+    assert parse(["ablate", "--study", "heads", "--seeds", "3", "--jobs", "2"])
