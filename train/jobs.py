@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from train.configuration import flat_options, train_config
+from train.configuration import TrainConfig, flat_options, train_config
 from train.faults import install
 from train.progress import tqdm
 
@@ -43,9 +43,9 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What was chosen, as a hash; the name and what is up to the call have no part in it."""
-        config = flat_options(train_config({**self.options, "threads": 1}, self.name))
-        told = {name: value for name, value in config.items() if name not in OF_THE_CALL}
+        """What was chosen, as a hash: options that differ from their defaults, faults, looks."""
+        config, defaults = (flat_options(one) for one in (train_config(self.options, self.name), TrainConfig()))
+        told = {name: value for name, value in config.items() if value != defaults[name] and name not in OF_THE_CALL}
         content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
