@@ -77,10 +77,15 @@ def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, pat
 
 
 def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLike[str]) -> None:
-    """The loss curve, the gradient norm of every layer, and the entropy of attention, with and without a mistake."""
+    """The loss curve, the gradient norm of every layer, and the entropy of attention, with and without a mistake.
+
+    Of an encoder-decoder the cross-attention is shown."""
+    from matplotlib.lines import Line2D
+
     with _style():
-        figure = _figure(10, 3.4)
+        figure = _figure(10, 3.6)
         loss, norms, entropy = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
+        shown: list[str] = []
         for record, color, name in ((right, BLUE, "as it should be"), (wrong, VERMILION, "with the mistake")):
             training = np.array([(r["step"], r["train_loss"]) for r in record["log"] if "train_loss" in r])
             checked = np.array([(r["step"], r["validation_loss"]) for r in record["log"] if "validation_loss" in r])
@@ -88,29 +93,45 @@ def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLi
                 loss.plot(*training.T, color=color, linewidth=1.0, alpha=0.75, label=f"{name}: training")
             if len(checked):
                 loss.plot(*checked.T, color=color, marker="D", markersize=3.5, linestyle=":", label=f"{name}: validation")
-            _plot_looks(record["looks"], color, norms, entropy)
+            _plot_norms(record["looks"], color, norms)
+            shown = _plot_entropies(record["looks"], color, entropy) or shown
         loss.set(xlabel="step", ylabel="loss (nats per character)", title="Loss", ylim=(0, None))
-        handles, labels = loss.get_legend_handles_labels()
-        norms.set(yscale="log", title="Gradient norm per layer", ylabel="dashed: after the first step")
-        norms.tick_params(axis="x", rotation=40, labelsize=8)
-        entropy.set(xlabel="step", title="Entropy of attention, per layer", ylabel="nats, mean of heads", ylim=(0, None))
+        handles = loss.get_legend_handles_labels()[0]
+        for layer, style in zip(shown, LAYER_STYLES, strict=False):
+            handles.append(Line2D([], [], color="#444444", linestyle=style, linewidth=1.3, label=layer))
+        norms.set(yscale="log", title="Gradient norm (dashed: after step 1)", ylabel="nats per unit of parameter")
+        norms.set_xticks(norms.get_xticks(), norms.get_xticklabels(), rotation=40, ha="right", fontsize=8)
+        entropy.set(xlabel="step", title="Entropy of attention", ylabel="nats, mean over heads", ylim=(0, None))
         figure.suptitle(title, weight="bold")
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=9)
+        figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
         _save(figure, path)
 
 
-def _plot_looks(looks: Sequence[Result], color: str, norms: Any, entropy: Any) -> None:
-    if not looks:
-        return
-    for look, style in ((looks[0], "--"), (looks[-1], "-")):
-        layers = [name.replace("embedding", "emb.").replace("blocks.", "block ") for name in look["gradient_norm"]]
-        values = [value if np.isfinite(value) and value > 0 else np.nan for value in look["gradient_norm"].values()]
-        norms.plot(layers, values, color=color, linestyle=style, marker="o", markersize=3.5)
-    rows = [look for look in looks if "entropy" in look]
-    styles = ("-", "--", "-.", ":") * 8
-    for name, style in zip(rows[0]["entropy"] if rows else (), styles, strict=False):
-        means = [float(np.mean(look["entropy"][name])) for look in rows]
-        entropy.plot([look["step"] for look in rows], means, color=color, linestyle=style, linewidth=1.3)
+LAYER_STYLES = ("-", "--", "-.", (0, (1, 1))) * 8
+SHORT = {"token_embedding": "tokens", "position_embedding": "positions", "blocks.": "", "final_norm": "norm", ".": " "}
+
+
+def _plot_norms(looks: Sequence[Result], color: str, axes: Any) -> None:
+    """Gradient norms by layer, after the first step and at the end."""
+    for look, style in zip((looks[:1], looks[-1:]), ("--", "-"), strict=True):
+        for record in look:
+            names = list(record["gradient_norm"])
+            for long, short in SHORT.items():
+                names = [name.replace(long, short) for name in names]
+            names = [f"block {name}" if name.isdigit() else name for name in names]
+            values = [value if np.isfinite(value) and value > 0 else np.nan for value in record["gradient_norm"].values()]
+            axes.plot(names, values, color=color, linestyle=style, marker="o", markersize=3.5)
+
+
+def _plot_entropies(looks: Sequence[Result], color: str, axes: Any) -> list[str]:
+    """Mean entropies by layer against steps; the names of the layers."""
+    records = [look for look in looks if "entropy" in look]
+    names = list(records[0]["entropy"]) if records else []
+    names = [name for name in names if name.endswith("cross_attention")] or names
+    for name, style in zip(names, LAYER_STYLES, strict=False):
+        means = [float(np.mean(look["entropy"][name])) for look in records]
+        axes.plot([look["step"] for look in records], means, color=color, linestyle=style, linewidth=1.3)
+    return [f"attention of layer {layer}" for layer in range(len(names))]
 
 
 def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
