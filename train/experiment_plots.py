@@ -107,7 +107,7 @@ def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLi
         _save(figure, path)
 
 
-LAYER_STYLES = ("-", "--", "-.", (0, (1, 1))) * 8
+LAYER_STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1))) * 8
 SHORT = {"token_embedding": "tokens", "position_embedding": "positions", "blocks.": "", "final_norm": "norm", ".": " "}
 
 
