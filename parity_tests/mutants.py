@@ -1645,8 +1645,8 @@ OPTIMIZER = (
         "twin_muon_without_nesterov",
         "The update is the momentum itself, without the look ahead.",
         "torch_impl/optimizer.py",
-        "updates = newton_schulz(torch.stack(nesterov)).unbind()",
-        "updates = newton_schulz(torch.stack(momenta)).unbind()",
+        "torch.stack([whole(matrix) for matrix in nesterov])",
+        "torch.stack([whole(matrix) for matrix in momenta])",
     ),
     Mutant(
         "twin_newton_schulz_one_norm_for_all",
@@ -1659,8 +1659,8 @@ OPTIMIZER = (
         "twin_moments_swapped_on_resuming",
         "A resumed run takes the mean of the gradient for the mean of its square.",
         "torch_impl/optimizer.py",
-        '"exp_avg_sq": torch.from_numpy(np.array(second[name])).to(parameter),',
-        '"exp_avg_sq": torch.from_numpy(np.array(first[name])).to(parameter),',
+        '"exp_avg_sq": as_tensor(second[name], parameter),',
+        '"exp_avg_sq": as_tensor(first[name], parameter),',
     ),
     Mutant(
         "twin_steps_forgotten_on_resuming",
