@@ -206,11 +206,13 @@ def judge_all(
 
 
 def copy_packages(root: Path, copy: Path, packages: Sequence[str]) -> Path:
-    """A copy of the packages and of pytest's configuration, without compiled files."""
+    """A copy of the packages, without compiled files, of pytest's configuration and of the README, which tests read."""
     for package in packages:
         if (root / package).is_dir():
             shutil.copytree(root / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(root / "pyproject.toml", copy)
+    for name in ("pyproject.toml", "README.md"):
+        if (root / name).is_file():
+            shutil.copy(root / name, copy)
     return copy
 
 
