@@ -249,8 +249,7 @@ class AttentionConfig:
     output: str = "attention.png"
     """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
     view: View = "model"
-    """model: every head; layer: those of one layer; head: one alone; rollout: what reaches a token through all layers;
-    statistics: entropy and distance of every head; trace: one head step by step, from its inputs to its output."""
+    """Every head of the model, of one layer, one head, rollout through layers, entropy and distance, a head step by step."""
     layer: int = 0
     """Which layer, counted from 0, for layer, head and trace."""
     head: int = 0

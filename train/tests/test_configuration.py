@@ -13,6 +13,7 @@ from train.configuration import (
     CheckConfig,
     GenerateConfig,
     ModelOptions,
+    PositionsConfig,
     TrainConfig,
     flat_options,
     preset,
@@ -55,7 +56,7 @@ def test_model_and_training_options_have_different_names():
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("cls", [ModelOptions, TrainConfig, GenerateConfig, AttentionConfig, CheckConfig])
+@pytest.mark.parametrize("cls", [ModelOptions, TrainConfig, GenerateConfig, AttentionConfig, CheckConfig, PositionsConfig])
 def test_every_option_has_a_help_text(cls: type):
     source = "".join(inspect.getsource(parent) for parent in cls.__mro__ if dataclasses.is_dataclass(parent))
     lines = [line.strip() for line in source.splitlines()]
