@@ -8,18 +8,14 @@ from torch import Tensor
 
 from reference_numpy import position as spec
 
-# The tables are constants to torch.compile as well; it would make them anew in every step, on the CPU.
-
 
 @lru_cache(maxsize=64)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def sinusoidal_table(start: int, stop: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(stop - start, D): the rows for positions start to stop - 1."""
     return _constant(spec.sinusoidal_table(np.arange(start, stop), width, np.dtype(np.float64)), dtype, device)
 
 
 @lru_cache(maxsize=64)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, (stop - start, K/2) each, for positions start to stop - 1."""
     tables = spec.rotary_tables(np.arange(start, stop), head_width, np.dtype(np.float64))
@@ -34,7 +30,6 @@ def rotary(x: Tensor, start: int = 0) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def alibi_slopes(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(H,): how fast each head forgets with distance."""
     return _constant(spec.alibi_slopes(heads, np.dtype(np.float64)), dtype, device)
@@ -49,3 +44,9 @@ def alibi_bias(slopes: Tensor, T: int, S: int) -> Tensor:
 @torch.inference_mode(False)  # a table first used while generating must serve training as well
 def _constant(table: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.from_numpy(table).to(dtype).to(device)  # rounded before it moves: not every device has float64
+
+
+def make_tables_constant() -> None:
+    """For torch.compile, which would otherwise make the tables anew in every step, on the CPU."""
+    for table in (sinusoidal_table, rotary_tables, alibi_slopes):
+        torch.compiler.assume_constant_result(table.__wrapped__)

@@ -12,6 +12,7 @@ from torch_impl.block import Block
 from torch_impl.dropout import Generator
 from torch_impl.loss import cross_entropy
 from torch_impl.model import Stack, Transformer
+from torch_impl.position import make_tables_constant
 from train.configuration import TrainConfig
 
 
@@ -52,6 +53,6 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
         training = nn.parallel.DistributedDataParallel(training)
     if not options.compile:
         return training
-    # What is cached are tables that position.py declares constant.
+    make_tables_constant()  # they are what is cached, and the warning is of no use
     warnings.filterwarnings("ignore", message=".*functools.lru_cache", category=UserWarning)
     return torch.compile(training)

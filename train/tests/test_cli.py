@@ -250,6 +250,21 @@ def test_ctrl_c_ends_with_status_130_and_one_line(tmp_path, capsys, monkeypatch)
     assert capsys.readouterr().err.strip().splitlines()[-1] == "twinformer: interrupted"
 
 
+def test_the_first_step_waits_for_nothing_heavy(tmp_path):
+    """What a step needs is torch alone; it brings its compiler along, since its AdamW asks for it."""
+    code = (
+        "import sys; from train.cli import parse; from train.loop import prepare\n"
+        f"config = parse({[*TINY, '--corpus', str(write_text(tmp_path / 'text.txt')), '--output', str(tmp_path / 'run')]})\n"
+        "heavy = {'matplotlib', 'hypothesis', 'tokenizers', 'sacrebleu', 'num2words'}\n"
+        "def look(step):\n    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n    sys.exit(0)\n"
+        "prepare(config).run(look)\n"
+        "sys.exit('no step')"
+    )
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     code = (
         "import sys; from train.cli import main\n"
