@@ -404,7 +404,8 @@ def _choose_products(tf32: bool, device: torch.device) -> None:
     if tf32 and device.type != "cuda":
         raise ValueError(f"tf32: expected none on a device other than cuda, got it on {device.type}")
     if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        # Not the newer fp32_precision: the compiler still asks for the older switch and fails where the two differ.
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
 def _device_stream(device: torch.device, seeds: np.random.Generator) -> torch.device:
