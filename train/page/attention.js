@@ -210,19 +210,20 @@ const THUMBNAIL = 48;
 function drawOverview() {
   const { stack, codes } = shown, T = stack.rows.length, S = stack.columns.length;
   const height = Math.min(T, THUMBNAIL), width = Math.min(S, THUMBNAIL);
+  const places = Uint32Array.from(stack.columns, (_, column) => Math.floor((column * width) / S));
   for (const button of $("overview").children) {
     const layer = Number(button.dataset.layer), head = Number(button.dataset.head), first = start(state.stack, layer, head);
-    const small = new Float32Array(width * height);
+    const small = new Uint8Array(width * height);
     for (let row = 0; row < T; row++) {
-      const line = Math.floor((row * height) / T) * width;
+      const line = Math.floor((row * height) / T) * width, from = first + row * S;
       for (let column = 0; column < S; column++) {
-        const place = line + Math.floor((column * width) / S), weight = WEIGHT[codes[first + row * S + column]];
-        if (weight > small[place]) small[place] = weight;
+        const place = line + places[column];
+        if (codes[from + column] > small[place]) small[place] = codes[from + column];
       }
     }
     const canvas = button.firstChild;
     [canvas.width, canvas.height] = [width, height];
-    canvas.getContext("2d").drawImage(pixels(small, height, width), 0, 0);
+    canvas.getContext("2d").drawImage(pixels(Float32Array.from(small, (code) => WEIGHT[code]), height, width), 0, 0);
     button.setAttribute("aria-pressed", String(layer === state.layer && (head === state.head || state.head === ALL)));
   }
 }
