@@ -140,13 +140,16 @@ def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None
         figure = _figure(8, 1.2 + 0.42 * len(results))
         axes = figure.add_subplot()
         losses = [result["loss"] for result in results]
-        axes.plot(losses, range(len(results)), color=BLUE, marker="o", linewidth=1.3)
+        left = min(losses) - 0.05
+        axes.hlines(range(len(results)), left, losses, color="#bbbbbb", linewidth=0.8, linestyle=":")
+        axes.plot(losses, range(len(results)), color=BLUE, marker="o", linestyle="")
         for y, result in enumerate(results):
             text = f"{result['loss']:.3f}   {result['parameters']:,} parameters"
             axes.annotate(text, (result["loss"], y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_yticks(range(len(results)), [result["rung"] for result in results])
         axes.set_ylim(len(results) - 0.5, -0.5)
-        axes.set_xlim(min(losses) - 0.05, max(losses) + 0.45 * (max(losses) - min(losses)) + 0.05)
+        axes.set_xlim(left, max(losses) + 0.45 * (max(losses) - min(losses)) + 0.05)
+        axes.grid(axis="y", visible=False)
         axes.set_xlabel("exact validation loss (nats per character)")
         axes.set_title("From bigram to transformer, one idea a rung")
         _save(figure, path)

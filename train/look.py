@@ -33,14 +33,15 @@ class Look:
             self._looks.append(look)
 
     def report(self, finished: bool) -> dict[str, Any]:
-        """Parameters that the loss reaches, and the log; with looks, also these, and a sample of a run that was finished."""
+        """Parameters in arrays that the loss reaches, and the log; with looks, also these, and a sample if finished."""
         trainer = self._trainer
         reached = trainer.twin.gradients(self._batch)
         log = [
             {key: record[key] for key in KEPT if key in record and math.isfinite(record[key])}
             for record in run_folder.read_log(trainer.folder)
         ]
-        report: dict[str, Any] = {"parameters": sum(part.size for part in reached.values()), "log": log}
+        parameters = sum(part.size for part in reached.values() if part.any())
+        report: dict[str, Any] = {"parameters": parameters, "log": log}
         if self._every:
             sample = trainer.task.sample(trainer.twin, trainer.streams["sample"]) if finished else ""
             report |= {"looks": self._looks, "sample": sample}
