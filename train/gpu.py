@@ -55,6 +55,7 @@ TINY: dict[str, Any] = {
     "log_every": 1,
     "sample_length": 20,
     "compile": False,
+    "tf32": False,
     "dtype": "float32",
 }
 PADDED_VOCABULARY = 50304  # GPT-2's 50257 and symbols that never occur, to a multiple of 128: products are faster
