@@ -10,7 +10,7 @@ RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax ac
 	attention flash_attention linear_attention feed_forward block model metamorphic decode))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog lint clean
+.PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog bench lint clean
 
 help:
 	@echo "make train   train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
@@ -22,6 +22,7 @@ help:
 	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
 	@echo "make figures draw every figure from committed results, and renew the texts that quote them"
 	@echo "make blog    build the site, blog/site/index.html: the post, the annotated source, the reports"
+	@echo "make bench   measure both twins and their peers on this machine: ten minutes (ARGS='--size tiny': seconds)"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove the environment, caches and build artefacts; runs/ stays"
 
@@ -57,6 +58,9 @@ figures: $(STAMP)
 
 blog: $(STAMP)
 	$(BIN)/python -m blog.build
+
+bench: $(STAMP)
+	$(BIN)/twinformer bench $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

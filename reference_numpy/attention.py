@@ -51,10 +51,10 @@ def scaled_dot_product_attention_forward(
     check_attention_shapes(query, key, value, mask)
     T, S, K = query.shape[2], key.shape[2], query.shape[3]
     rows, columns = np.arange(S - T, S), np.arange(S)
-    allowed = allowed_pairs(rows, columns, mask, causal, window)
+    allowed = allowed_pairs(rows, columns, mask, causal and T > 1, window)  # one query is the last: it sees every key
     seen = None
-    if allowed is not None:
-        seen = np.any(allowed, axis=-2)[..., None]  # (B, H, S, 1)
+    if allowed is not None and not (anyone := np.any(allowed, axis=-2)).all():
+        seen = anyone[..., None]  # (B, H, S, 1)
         key, value = np.where(seen, key, 0), np.where(seen, value, 0)
 
     scores = (query * (1 / math.sqrt(K))) @ key.swapaxes(-1, -2)  # (B, H, T, S)

@@ -152,8 +152,10 @@ class MultiHeadAttention(nn.Module):
         return self.output(merge_heads(attended))
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, K), keys and values (B, G, S, K). In self-attention one product makes all three."""
-        if memory is not None:
+        """Queries (B, H, T, K), keys and values (B, G, S, K). In training one product makes all three of self-attention;
+        in decoding, with few rows, it would take longer to put the weights together."""
+        if memory is not None or not torch.is_grad_enabled():
+            memory = x if memory is None else memory
             query, key, value = self.query(x), self.key(memory), self.value(memory)
         else:
             layers = (self.query, self.key, self.value)

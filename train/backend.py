@@ -25,6 +25,7 @@ from reference_numpy.optimizer import (
     muon_initial,
     muon_step,
 )
+from train.allocator import keep_freed_memory
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.parallel import ALONE, Processes
@@ -101,6 +102,7 @@ def create_backend(
     """The twin that `options.backend` names, with these parameters; `dropout` is the stream of its masks.
 
     Of several processes, all create theirs. Then they train, evaluate, export and import together, and do nothing else."""
+    keep_freed_memory()
     if options.backend == "numpy":
         return NumpyBackend(model, parameters, options, dropout)
     return TorchBackend(model, parameters, options, dropout, processes)

@@ -21,6 +21,7 @@ import tyro
 from train.configuration import (
     AblateConfig,
     AttentionConfig,
+    BenchConfig,
     CheckConfig,
     ComplexityConfig,
     GenerateConfig,
@@ -50,6 +51,7 @@ Command = (
     | InductionConfig
     | PitfallsConfig
     | LadderConfig
+    | BenchConfig
 )
 
 
@@ -86,6 +88,7 @@ def parse(arguments: list[str]) -> Command:
         | Annotated[PitfallsConfig, subcommand("pitfalls")]
         | Annotated[LadderConfig, subcommand("ladder")]
         | Annotated[PositionsConfig, subcommand("positions")]
+        | Annotated[BenchConfig, subcommand("bench")]
     )
     with _parse_errors_as_value_errors():
         return tyro.cli(
@@ -118,6 +121,8 @@ def run(command: Command) -> int:
             return _ladder(command)
         case PositionsConfig():
             return _positions(command)
+        case BenchConfig():
+            return _bench(command)
 
 
 def _train(config: TrainConfig) -> int:
@@ -200,6 +205,14 @@ def _ladder(config: LadderConfig) -> int:
     from train.ladder import ladder
 
     print(ladder(config))
+    return 0
+
+
+def _bench(config: BenchConfig) -> int:
+    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as in training
+    from train.benchmarks.bench import bench
+
+    print(bench(config))
     return 0
 
 

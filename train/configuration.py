@@ -343,6 +343,31 @@ class CheckConfig:
 
 
 @dataclass(frozen=True)
+class BenchConfig:
+    """Measure both twins and their peers side by side: training steps, decoding, data, attention; on this machine."""
+
+    output: str = "runs/bench"
+    """Folder for BENCHMARKS.md, bench.json and bench.png."""
+    size: Literal["full", "tiny"] = "full"
+    """full: the small and the large model, some ten minutes; tiny: one of a few numbers, to see that everything works."""
+    nanogpt: str | None = None
+    """Folder with nanoGPT's model.py, to have it among the peers."""
+    repeats: int = 5
+    """Rounds at the large model, and three times as many at the small one; medians are reported."""
+    compile: bool = True
+    """Measure the twin under torch.compile too, which takes a C++ compiler and a minute."""
+    seed: int = 0
+    """Seed of the random inputs (non-negative integer)."""
+
+    def __post_init__(self) -> None:
+        _require(self.repeats >= 1, "repeats", "at least 1", self.repeats)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        if self.nanogpt is not None:
+            there = (Path(self.nanogpt) / "model.py").is_file()
+            _require(there, "nanogpt", "a folder with nanoGPT's model.py", repr(self.nanogpt))
+
+
+@dataclass(frozen=True)
 class ComplexityConfig:
     """Measure time and peak memory of plain, tiled and linear attention in the spec against the length."""
 

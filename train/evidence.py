@@ -15,6 +15,7 @@ from train.checkpoint import write_atomically
 from train.configuration import read_run_config
 
 LOGS = Path(__file__).parent / "logs"
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 README = Path(__file__).parent.parent / "README.md"
 RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-numpy")
 TASKS = ("copy", "reverse", "sort", "addition", "number-words")
@@ -28,7 +29,7 @@ def main() -> None:
 
 def renewed(readme: str) -> str:
     """The text with its generated parts as the runs in train/logs have them. Raises ValueError for a missing mark."""
-    for mark, content in (("default run", default_run()), ("evidence", evidence()), ("tasks", tasks())):
+    for mark, content in (("default run", default_run()), ("evidence", evidence()), ("tasks", tasks()), ("speed", speed())):
         start, end = f"<!-- {mark} -->\n", "<!-- end -->"
         before, found, rest = readme.partition(start)
         _, closed, after = rest.partition(end)
@@ -88,6 +89,19 @@ def tasks() -> str:
             f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | "
             f"{100 * scores['exact_match']:.1f} % | {scores['sequences']:,} | {figures['seconds']:.0f} |"
         )
+    return "\n".join([*lines, ""])
+
+
+def speed() -> str:
+    """The step of both twins beside nanoGPT's, as `twinformer bench` measured them last; nothing before that."""
+    path = BENCHMARKS / "bench.json"
+    if not path.exists():
+        return ""
+    lines = ["| one training step, ms | spec | twin | nanoGPT |", "| --- | ---: | ---: | ---: |"]
+    for name, table in json.loads(path.read_text(encoding="utf-8"))["steps"].items():
+        steps = {record["name"]: f"{record['step'] * 1e3:,.0f}" for record in table["records"]}
+        shape = f"{name}: {table['shape']['layers']} layers, width {table['shape']['width']}, {table['tokens']:,} tokens"
+        lines.append(f"| {shape} | {steps['spec']} | {steps['twin']} | {steps.get('nanoGPT', '')} |")
     return "\n".join([*lines, ""])
 
 

@@ -1,0 +1,220 @@
+"""What the measurements look like: the machine, the tables, the text around them, the plot. Every figure is generated."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from train.plots import BLUE, GREEN, ORANGE, _figure, _save, _style
+from train.run_folder import environment
+
+YARDSTICK = "nanoGPT"
+STAND_IN = "torch.nn"
+# Where nanoGPT is not at hand: its step over that of torch.nn.TransformerEncoder, as once measured with both.
+STAND_IN_FACTOR = {"small": 0.87, "large": 0.98}
+GOALS = {"spec": 1.0, "twin": 0.6}  # step, over the yardstick's
+DECODING_GOAL = 10.0  # cached, over the yardstick's sampler
+
+
+def machine() -> dict[str, Any]:
+    """What ran this, and when: processor, threads, versions, load."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return environment() | {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "load_before": load,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The whole of BENCHMARKS.md."""
+    fastest = max(record["flops"] for record in result["products"])
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `twinformer bench`; not to be edited.",
+        "",
+        _machine_text(result["machine"], result["keeps_freed_memory"]),
+        "",
+        "## Training step",
+        "",
+        "One process, float32, AdamW with clipping; all take turns; medians, plus or minus half the distance of the",
+        "quartiles. A step's operations are counted as (6 N + 12 L D T) per token (Chowdhery et al. 2022, appendix B), N",
+        f"the weights that multiply; the share is of the quickest product below, {fastest / 1e9:.0f} GFLOP/s. Memory is",
+        "what a process of its own needs at most beyond what it took to load the libraries. Backward is what the",
+        "gradients take beyond forward.",
+        "The twin and most peers have the exact GELU; the spec and Hugging Face's GPT-2 its tanh approximation.",
+        "",
+    ]
+    for name, table in result["steps"].items():
+        lines += [*_step_table(name, table, result["memory"][name], fastest), ""]
+    lines += ["![time of a step](bench.png)", "", "## What is ahead, what is behind", "", *_verdict(result), ""]
+    lines += ["## Where the twin's time goes", "", *_profile_table(result["profile"]), ""]
+    lines += ["## One product", "", *_product_table(result["products"]), ""]
+    lines += ["## Decoding", "", *_decoding_table(result["decoding"]), ""]
+    lines += ["## Attention of the spec against the length", "", *_attention_table(result["attention"]), ""]
+    seconds = result["data"]["batch_seconds"]
+    lines += ["## Data", "", f"To cut a batch of the first shape from a text takes {seconds * 1e6:.0f} microseconds.", ""]
+    return "\n".join(lines)
+
+
+def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
+    """One panel per shape, one bar per contender: forward, backward, and the rest of the step."""
+    with _style():
+        figure = _figure(5.5 * len(tables) + 0.5, 3.6)
+        for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
+            records = sorted(table["records"], key=lambda record: -record["step"])
+            left = [0.0] * len(records)
+            for phase, color in (("forward", BLUE), ("backward", ORANGE), ("clipping, AdamW", GREEN)):
+                widths = [_phases(record)[phase] * 1e3 for record in records]
+                axes.barh([record["name"] for record in records], widths, left=left, color=color, label=phase, height=0.65)
+                left = [start + width for start, width in zip(left, widths, strict=True)]
+            for position, record in enumerate(records):
+                axes.text(record["step"] * 1e3, position, f" {record['step'] * 1e3:.0f}", va="center", fontsize=9)
+            axes.set(xlabel="one training step (ms)", title=f"{name}: {_shape_text(table['shape'])}")
+            axes.margins(x=0.12)
+            axes.grid(axis="y", visible=False)
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        _save(figure, path)
+
+
+def yardstick(name: str, table: Mapping[str, Any]) -> tuple[str, float]:
+    """What the steps are compared with, and its seconds."""
+    steps = {record["name"]: record["step"] for record in table["records"]}
+    if YARDSTICK in steps:
+        return YARDSTICK, steps[YARDSTICK]
+    factor = STAND_IN_FACTOR.get(name, 1.0)
+    return f"{factor} x {STAND_IN}", factor * steps[STAND_IN]
+
+
+def _phases(record: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of each phase; they are differences of medians, so noise can push one below 0, which is shown as 0."""
+    return {
+        "forward": record["forward"],
+        "backward": max(record["gradients"] - record["forward"], 0.0),
+        "clipping, AdamW": max(record["step"] - record["gradients"], 0.0),
+    }
+
+
+def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], fastest: float) -> list[str]:
+    who, reference = yardstick(name, table)
+    lines = [
+        f"**{name}**: {_shape_text(table['shape'])}; {table['rounds']} rounds.",
+        "",
+        f"| | forward, ms | backward, ms | step, ms | step / {who} | tokens/s | of the quickest product | memory, MiB |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for record in sorted(table["records"], key=lambda record: record["step"]):
+        phases, step, peak = _phases(record), record["step"], memory.get(record["name"])
+        lines.append(
+            f"| {record['name']} | {phases['forward'] * 1e3:.1f} | {phases['backward'] * 1e3:.1f} | "
+            f"{step * 1e3:.1f} ± {record['spread'] * 1e3:.1f} | {step / reference:.2f} | {table['tokens'] / step:,.0f} | "
+            f"{100 * table['flops'] / step / fastest:.0f} % | {'' if peak is None else f'{peak / 2**20:.0f}'} |"
+        )
+    return lines
+
+
+def _verdict(result: Mapping[str, Any]) -> list[str]:
+    """The goals and whether they are met, from the figures above."""
+    lines = []
+    for name, table in result["steps"].items():
+        who, seconds = yardstick(name, table)
+        steps = {record["name"]: record["step"] for record in table["records"]}
+        for contender, goal in GOALS.items():
+            ratio = steps[contender] / seconds
+            lines.append(
+                f"- {name}: the {contender}'s step takes {ratio:.2f} times that of {who}; the goal, at most {goal}, is "
+                f"{'met' if ratio <= goal else 'missed'}."
+            )
+        ahead = [other for other in steps if other not in ("spec", "twin") and steps[other] < steps["twin"]]
+        lines.append(f"- {name}: quicker than the twin: {', '.join(ahead) or 'none of the others'}.")
+    rates = {record["name"]: record["rate"] for record in result["decoding"]["records"]}
+    sampler = next((rate for name, rate in rates.items() if name.startswith(YARDSTICK)), None)
+    for name in ("twin, cached", "spec, cached"):
+        if sampler is not None:
+            ratio = rates[name] / sampler
+            lines.append(
+                f"- Decoding, {name}: {ratio:.1f} times the rate of nanoGPT's sampler; the goal, at least "
+                f"{DECODING_GOAL:.0f}, is {'met' if ratio >= DECODING_GOAL else 'missed'}."
+            )
+    return lines
+
+
+def _profile_table(profiles: Mapping[str, Mapping[str, float]]) -> list[str]:
+    kinds = list(next(iter(profiles.values())))
+    lines = [
+        "By torch's profiler, which itself slows what is small; shares of one step.",
+        "",
+        "| | " + " | ".join(profiles) + " |",
+        "| --- |" + " ---: |" * len(profiles),
+    ]
+    for kind in kinds:
+        lines.append(f"| {kind} | " + " | ".join(f"{100 * shares[kind]:.0f} %" for shares in profiles.values()) + " |")
+    return lines
+
+
+def _product_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = ["| rows, inputs, outputs | library | GFLOP/s |", "| --- | --- | ---: |"]
+    for record in records:
+        shape = ", ".join(f"{size:,}" for size in record["shape"])
+        lines.append(f"| {shape} | {record['library']} | {record['flops'] / 1e9:.0f} |")
+    return lines
+
+
+def _decoding_table(decoding: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{decoding['count']} characters from one on, {_shape_text(decoding['shape'], batch=False)}. When the context is",
+        "full, ours begin again from its second half; nanoGPT's moves on by one character.",
+        "",
+        "| | characters/s |",
+        "| --- | ---: |",
+    ]
+    return lines + [f"| {record['name']} | {record['rate']:,.0f} |" for record in decoding["records"]]
+
+
+def _attention_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        "Forward and backward, causal, 4 heads of 32; `twinformer complexity` goes further.",
+        "",
+        "| T | form | ms | MiB |",
+        "| ---: | --- | ---: | ---: |",
+    ]
+    for record in records:
+        lines.append(
+            f"| {record['T']:,} | {record['form']} | {record['seconds'] * 1e3:.1f} | {record['bytes'] / 2**20:.1f} |"
+        )
+    return lines
+
+
+def _shape_text(shape: Mapping[str, int], batch: bool = True) -> str:
+    text = f"{shape['layers']} layers, {shape['heads']} heads, width {shape['width']}, context {shape['context']}"
+    return text + (f", batch {shape['batch']}" if batch else "")
+
+
+def _machine_text(found: Mapping[str, Any], keeps: bool) -> str:
+    load = "" if found["load_before"] is None else f", load before {found['load_before']:.1f}"
+    kept = "glibc keeps freed memory" if keeps else "the allocator is as it comes"
+    return (
+        f"{found['date']}, {found['processor']}, {found['cores']} cores, {found['threads']} threads{load}; "
+        f"{found['system']}, Python {found['python']}, NumPy {found['numpy']}, torch {found['torch']}; {kept}, for all."
+    )
+
+
+def _processor() -> str:
+    """The processor's name for itself; on Linux, where Python does not know it, with its family and model."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    found = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    known = {key.strip(): value.strip() for key, value in found.items()}
+    if "model name" not in known:
+        return platform.machine()
+    return f"{known['model name']} (family {known.get('cpu family')}, model {known.get('model')})"

@@ -1,0 +1,54 @@
+"""The bench command at a tiny size, so that it never rots. No figure is asserted: machines differ."""
+
+import json
+
+import pytest
+
+from reference_numpy.parameters import parameter_count
+from train.benchmarks import contenders, report, timing
+from train.cli import main
+
+
+@pytest.mark.filterwarnings("ignore")  # of the peers, where they are installed
+def test_command(tmp_path, capsys):
+    output = tmp_path / "bench"
+    assert main(["bench", "--size", "tiny", "--no-compile", "--repeats", "1", "--output", str(output)]) == 0
+    text = (output / "BENCHMARKS.md").read_text(encoding="utf-8")
+    assert text in capsys.readouterr().out
+    result = json.loads((output / "bench.json").read_text(encoding="utf-8"))
+    names = {record["name"] for record in result["steps"]["tiny"]["records"]}
+    assert {"spec", "twin", "torch.nn"} <= names
+    for name in names:
+        assert f"| {name} | " in text
+    assert {"spec, cached", "twin, no cache"} <= {record["name"] for record in result["decoding"]["records"]}
+    assert abs(sum(result["profile"]["tiny"].values()) - 1) < 1e-6
+    assert (output / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_nanogpt(capsys, tmp_path):
+    assert main(["bench", "--nanogpt", str(tmp_path)]) == 2
+    assert "nanogpt: expected a folder with nanoGPT's model.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_contenders_do_the_same_work(name):
+    """torch's own layers have as many parameters as ours."""
+    shape = contenders.SHAPES[name]
+    model = shape.options().model
+    theirs = sum(parameter.numel() for parameter in contenders.TorchLayers(shape).parameters())
+    assert theirs == parameter_count(model)
+
+
+def test_rounds_take_turns():
+    calls = []
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = timing.interleaved(functions, rounds=2)
+    assert [len(times) for times in seconds.values()] == [2, 2]
+    assert "".join(calls) == "aaabbbbbbaaa", "two calls that do not count, then one; the second round backwards"
+
+
+def test_yardstick():
+    table = {"records": [{"name": "torch.nn", "step": 2.0}, {"name": "twin", "step": 1.0}]}
+    assert report.yardstick("small", table) == ("0.87 x torch.nn", 0.87 * 2.0)
+    table["records"].append({"name": "nanoGPT", "step": 1.5})
+    assert report.yardstick("small", table) == ("nanoGPT", 1.5)
