@@ -43,6 +43,8 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
     if processes > 1 and options.parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard  # imported late: it takes a while
 
+        # It warns of an in-place operation on the logits, which are a view; there is none.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
         for block in [module for module in model.modules() if isinstance(module, Block)]:
             fully_shard(block)
         # By default what is outside the blocks stays whole after a forward pass; after one without a backward pass, an
