@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent
 SITE = FOLDER / "site"
 STYLE = FOLDER / "site.css"
 ATTENTION_PAGES = "train/logs/*/attention.html"
+BROAD = 1400  # pixels
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
 
 
@@ -127,8 +128,19 @@ class Site:
         """Markdown of the repository's file `origin` as the body of a page, its links led to their places in the site."""
         body = markup.to_html(text)
         body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
+        body = re.sub(r'<img src="([^"]+)"', lambda found: found[0] + self._breadth(found[1], page), body)
         # A picture that leads to a page of its own is that page here.
-        return re.sub(r'<a href="([^"]+\.html)"><img src="[^"]+" alt="([^"]*)"></a>', lambda f: _framed(f[1], f[2]), body)
+        return re.sub(
+            r'<a href="([^"]+\.html)"><img src="[^"]+"[^>]* alt="([^"]*)"></a>', lambda f: _framed(f[1], f[2]), body
+        )
+
+    @staticmethod
+    def _breadth(source: str, page: str) -> str:
+        """The class of a picture that is too broad for a column of text."""
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(page), source)).removeprefix("files/")
+        with (ROOT / path).open("rb") as file:
+            width = int.from_bytes(file.read(20)[16:20])  # a PNG's, after its signature and the head of its first chunk
+        return ' class="broad"' if path.endswith(".png") and width > BROAD else ""
 
     def _led(self, target: str, origin: str, page: str) -> str:
         """A link of the file `origin` as a link of the page."""
