@@ -42,10 +42,11 @@ class Report(NamedTuple):
 REPORTS = (
     Report("bounds.html", "Error over bound", ("parity_tests/BOUNDS.md",)),
     Report("mutants.html", "Mutants", ("parity_tests/MUTANTS.md",)),
+    Report("generic-mutants.html", "Generic mutants", ("parity_tests/GENERIC_MUTANTS.md",)),
     Report("ladder.html", "From bigram to GPT", ("train/logs/ladder/ladder.md",)),
     Report("pitfalls.html", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
-    Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md", "train/logs/ablations/ablation.md")),
-    Report("benchmarks.html", "Benchmarks", ("train/benchmarks/report.md", "train/benchmarks/README.md")),
+    Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md",)),
+    Report("benchmarks.html", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
 )
 
 

@@ -16,6 +16,7 @@ from blog import post
 from blog.facts import result
 from train import evidence, run_folder
 from train.attention import draw, draw_view
+from train.benchmarks.report import plot_steps
 from train.checkpoint import load_model
 from train.configuration import AttentionConfig, PositionsConfig
 from train.configuration import View as ViewName
@@ -27,6 +28,7 @@ from train.positions import positions
 from train.run_folder import STACKS
 from train.trained import load_twin
 
+BENCHMARKS = ("train/logs/bench", "train/benchmarks")  # where the benchmarks may be
 POSITIONS = Path(__file__).with_name("figures") / "positions.png"
 
 
@@ -86,6 +88,11 @@ def figures() -> Iterator[Figure]:
     yield Figure(POSITIONS, lambda path: positions(PositionsConfig(output=str(path))))
     if content := result("complexity"):
         yield Figure(_beside("complexity"), partial(plot_complexity, content["records"], content["slopes"]))
+    for folder in BENCHMARKS:
+        if (file := LOGS.parent.parent / folder / "bench.json").exists():
+            yield Figure(
+                file.with_suffix(".png"), partial(plot_steps, json.loads(file.read_text(encoding="utf-8"))["steps"])
+            )
     if content := result("ablation"):
         yield Figure(_beside("ablation"), partial(plot_ablation, content["variants"]))
     if content := result("ladder"):
