@@ -20,7 +20,7 @@ from train.benchmarks.report import plot_steps
 from train.checkpoint import load_model
 from train.configuration import AttentionConfig, PositionsConfig
 from train.configuration import View as ViewName
-from train.evidence import LOGS
+from train.evidence import BENCHMARKS, LOGS
 from train.experiment_plots import plot_ablation, plot_induction, plot_ladder, plot_pitfall
 from train.looking import Reading, attention_caches, look, pair_reading
 from train.plots import plot_complexity, plot_loss
@@ -28,7 +28,6 @@ from train.positions import positions
 from train.run_folder import STACKS
 from train.trained import load_twin
 
-BENCHMARKS = ("train/logs/bench", "train/benchmarks")  # where the benchmarks may be
 POSITIONS = Path(__file__).with_name("figures") / "positions.png"
 
 
@@ -88,11 +87,9 @@ def figures() -> Iterator[Figure]:
     yield Figure(POSITIONS, lambda path: positions(PositionsConfig(output=str(path))))
     if content := result("complexity"):
         yield Figure(_beside("complexity"), partial(plot_complexity, content["records"], content["slopes"]))
-    for folder in BENCHMARKS:
-        if (file := LOGS.parent.parent / folder / "bench.json").exists():
-            yield Figure(
-                file.with_suffix(".png"), partial(plot_steps, json.loads(file.read_text(encoding="utf-8"))["steps"])
-            )
+    if (file := BENCHMARKS / "bench.json").exists():
+        steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
+        yield Figure(file.with_suffix(".png"), partial(plot_steps, steps))
     if content := result("ablation"):
         yield Figure(_beside("ablation"), partial(plot_ablation, content["variants"]))
     if content := result("ladder"):
