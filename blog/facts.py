@@ -17,7 +17,10 @@ import numpy as np
 from blog import source
 from reference_numpy.softmax import softmax_backward, softmax_forward
 from train import run_folder
+from train.checkpoint import load_model
 from train.evidence import LOGS, TASKS, run_figures
+from train.looking import look, pair_reading
+from train.trained import load_twin
 
 ROOT = LOGS.parent.parent
 BOUNDS = ROOT / "parity_tests" / "BOUNDS.md"
@@ -71,7 +74,19 @@ class Bound(NamedTuple):
 def facts() -> dict[str, Fact]:
     """All facts there are, by name. Raises ValueError if one group claims the name of another."""
     found: dict[str, Fact] = {}
-    for group in (_runs, _tasks, _complexity, _bounds, _mutants, _scale, _induction, _ladder, _pitfalls, _ablation):
+    for group in (
+        _runs,
+        _tasks,
+        _reverse,
+        _complexity,
+        _bounds,
+        _mutants,
+        _scale,
+        _induction,
+        _ladder,
+        _pitfalls,
+        _ablation,
+    ):
         for name, fact in group():
             if name in found:
                 raise ValueError(f"facts: expected one fact of a name, got two called {name!r}")
@@ -149,6 +164,24 @@ def _tasks() -> Iterator[tuple[str, Fact]]:
         where, command = f"train/logs/{name}/{run_folder.SCORES}", f"twinformer train --preset {name}"
         yield f"task.{name}.exact", Fact(f"{100 * scores['exact_match']:.1f} %", where, command)
         yield f"task.{name}.pairs", Fact(f"{scores['sequences']:,}", where, command)
+
+
+DIAGONAL = 0.9  # a head that puts so much of its weight on the right letter, on average, follows the diagonal
+
+
+def _reverse() -> Iterator[tuple[str, Fact]]:
+    """How much of their weight the heads of the last cross-attention put on the letter that is to be written next."""
+    kept, word = run_folder.snapshots(LOGS / "reverse"), "badcafefeedbeef"
+    if not kept:
+        return
+    twin, (_, _, vocabulary) = load_twin(kept[-1][1], "numpy", "cpu"), load_model(kept[-1][1])
+    reading = pair_reading(vocabulary, vocabulary.encode(word), vocabulary.encode(word[::-1]))
+    cross = next(stack for stack in look(twin, vocabulary, reading) if stack.name == "cross")
+    letters = np.arange(len(word))
+    on_due = list(cross.weights.values())[-1][:, letters, letters[::-1]].mean(axis=-1)  # (H,)
+    where, command = f"train/logs/reverse/{kept[-1][1].name}", "twinformer train --preset reverse --snapshots 12"
+    yield "reverse.heads", Fact(str(int((on_due > DIAGONAL).sum())), where, command)
+    yield "reverse.weight", Fact(f"{on_due[on_due > DIAGONAL].min():.2f}", where, command)
 
 
 def _complexity() -> Iterator[tuple[str, Fact]]:

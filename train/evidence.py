@@ -79,7 +79,7 @@ def evidence() -> str:
 def tasks() -> str:
     """The table of the encoder-decoder tasks, judged on unseen pairs by what greedy decoding writes."""
     lines = [
-        "| preset | steps | parameters | exact match | of unseen pairs | training, s |",
+        "| preset | steps | parameters | exact match | of unseen pairs | processor, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in TASKS:
@@ -87,7 +87,7 @@ def tasks() -> str:
         scores = json.loads((LOGS / name / "scores.json").read_text(encoding="utf-8"))
         lines.append(
             f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | "
-            f"{100 * scores['exact_match']:.1f} % | {scores['sequences']:,} | {figures['seconds']:.0f} |"
+            f"{100 * scores['exact_match']:.1f} % | {scores['sequences']:,} | {scores['cpu_seconds']:.0f} |"
         )
     return "\n".join([*lines, ""])
 
