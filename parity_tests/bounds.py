@@ -414,9 +414,11 @@ def _pack(value: np.ndarray, sketches: np.ndarray, format: Format) -> Tracked:
 
 
 def _rounded(value: np.ndarray, sketches: Any, amplitude: np.ndarray, format: Format, underflows: Any = 0) -> Tracked:
-    """Add a rounding of u * amplitude, and `underflows` smallest subnormals where the value is not exactly 0."""
+    """Add a rounding of u * amplitude, and smallest subnormals: `underflows` times, or where and as often as it says."""
+    if not isinstance(underflows, np.ndarray):
+        underflows = underflows * (value != 0)  # an exact 0 comes of nothing that could underflow
     size = format.unit_roundoff * np.asarray(amplitude, dtype=np.float64)
-    size = (size + format.smallest_subnormal * underflows * (value != 0)) / math.sqrt(3.0)
+    size = (size + format.smallest_subnormal * underflows) / math.sqrt(3.0)
     return _pack(value, sketches + size[..., None] * _signs(value), format)
 
 
@@ -434,12 +436,19 @@ def _constant(array: np.ndarray, format: Format) -> Tracked:
 # ---- elementwise rules: (value, operands) -> sketches of the result, roundings in units of u |value|, underflows
 
 
-def _multiply(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, int]:
-    return _narrow(a.value) * b.sketches + a.sketches * (_narrow(b.value) + b.sketches), 1.0, 1
+def _may_be_something(a: Tracked) -> np.ndarray:
+    """Where an element is not an exact 0: its product may underflow, even if its true value is 0 or the product's is."""
+    return (a.value != 0) | a.sketches.any(axis=-1)
 
 
-def _divide(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, int]:
-    return (a.sketches - _narrow(value) * b.sketches) / (_narrow(b.value) + b.sketches), 1.0, 1
+def _multiply(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, np.ndarray]:
+    sketches = _narrow(a.value) * b.sketches + a.sketches * (_narrow(b.value) + b.sketches)
+    return sketches, 1.0, _may_be_something(a) & _may_be_something(b)
+
+
+def _divide(value: np.ndarray, a: Tracked, b: Tracked) -> tuple[np.ndarray, float, np.ndarray]:
+    sketches = (a.sketches - _narrow(value) * b.sketches) / (_narrow(b.value) + b.sketches)
+    return sketches, 1.0, _may_be_something(a) & np.isfinite(value)
 
 
 def _square_root(value: np.ndarray, a: Tracked) -> tuple[np.ndarray, float, int]:
@@ -466,7 +475,7 @@ def _linear(coefficient: Callable[..., Any], roundings: float, underflows: int) 
     return rule
 
 
-_RULES: dict[np.ufunc, Callable[..., tuple[np.ndarray, float, int]]] = {
+_RULES: dict[np.ufunc, Callable[..., tuple[np.ndarray, float, Any]]] = {
     np.add: lambda value, a, b: (a.sketches + b.sketches, 1.0, 0),
     np.subtract: lambda value, a, b: (a.sketches - b.sketches, 1.0, 0),
     np.multiply: _multiply,
@@ -529,7 +538,8 @@ def _contract(operation: Callable[..., Any], a: Tracked, b: Tracked, terms: int)
         if b_noisy:
             sketches[k] += operation(a_value + a_error, b_error)
     largest = _largest_partial_sum(operation(np.abs(a_value), np.abs(b_value)), value)
-    return _rounded(value, np.moveaxis(sketches, 0, -1), math.sqrt(terms + 1) * largest, a.format, terms)
+    somethings = operation(_may_be_something(a).astype(np.float64), _may_be_something(b).astype(np.float64))
+    return _rounded(value, np.moveaxis(sketches, 0, -1), math.sqrt(terms + 1) * largest, a.format, np.asarray(somethings))
 
 
 def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Tracked:

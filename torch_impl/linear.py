@@ -52,9 +52,9 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b by oneDNN; shapes: x (N, I), weight (O, I)."""
+    """x W^T + b by oneDNN; shapes: x (N, I), weight (O, I). It reads a bias as if it were contiguous: so it must be."""
     assert ONEDNN is not None
-    y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
+    y: Tensor = ONEDNN(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
     return y
 
 

@@ -19,7 +19,7 @@ BENCHMARKS = Path(__file__).parent / "benchmarks"
 README = Path(__file__).parent.parent / "README.md"
 RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-numpy")
 TASKS = ("copy", "reverse", "sort", "addition", "number-words")
-SAMPLE_LINES = 22
+SAMPLE_LINES, TRANSLATION_LINES = 22, 6
 
 
 def main() -> None:
@@ -29,13 +29,13 @@ def main() -> None:
 
 def renewed(readme: str) -> str:
     """The text with its generated parts as the runs in train/logs have them. Raises ValueError for a missing mark."""
-    for mark, content in (("default run", default_run()), ("evidence", evidence()), ("tasks", tasks()), ("speed", speed())):
+    for mark, content in GENERATED.items():
         start, end = f"<!-- {mark} -->\n", "<!-- end -->"
         before, found, rest = readme.partition(start)
         _, closed, after = rest.partition(end)
         if not found or not closed:
             raise ValueError(f"README.md: expected a part between {start.strip()} and {end}, got none")
-        readme = before + start + content + end + after
+        readme = before + start + content() + end + after
     return readme
 
 
@@ -105,6 +105,31 @@ def speed() -> str:
     return "\n".join([*lines, ""])
 
 
+def translation() -> str:
+    """The run on Multi30k: BLEU as its scores.json has it, and how its sample begins."""
+    name = "multi30k"
+    if not (LOGS / name).is_dir():
+        return ""
+    figures = run_figures(name)
+    config = json.loads((LOGS / name / "config.json").read_text(encoding="utf-8"))
+    scores = json.loads((LOGS / name / "scores.json").read_text(encoding="utf-8"))
+    sample = (LOGS / name / "sample.txt").read_text(encoding="utf-8").splitlines()[:TRANSLATION_LINES]
+    return "\n".join(
+        [
+            f"`twinformer train --preset multi30k --corpus FOLDER` learns to translate (Multi30k, English to German): "
+            f"{figures['parameters']:,} parameters, {figures['steps']:,} steps in {figures['seconds']:,.0f} s on "
+            f"{config['options']['threads'] or figures['cores']} CPU core(s), "
+            f"BLEU **{scores['bleu_test_2016_flickr']:.2f}** on test_2016 and {scores['bleu_val']:.2f} on the validation split "
+            f"(sacrebleu, `{scores['signature']}`; beam search, {scores['beams']} beams, length penalty "
+            f"{scores['length_penalty']}; log, options and sample in [train/logs/{name}](train/logs/{name})):",
+            "",
+            *(f"    {line}".rstrip() for line in sample),
+            "",
+            "",
+        ]
+    )
+
+
 def run_figures(name: str) -> dict[str, Any]:
     """What a committed run says of itself: its exact loss is the last record of its log."""
     config = json.loads((LOGS / name / "config.json").read_text(encoding="utf-8"))
@@ -119,6 +144,9 @@ def run_figures(name: str) -> dict[str, Any]:
         "parameters": parameter_count(read_run_config(LOGS / name).model),
         "cores": config["environment"]["cores"],
     }
+
+
+GENERATED = {"default run": default_run, "evidence": evidence, "tasks": tasks, "translation": translation, "speed": speed}
 
 
 if __name__ == "__main__":
