@@ -119,8 +119,8 @@ def translation() -> str:
             f"`twinformer train --preset multi30k --corpus FOLDER` learns to translate (Multi30k, English to German): "
             f"{figures['parameters']:,} parameters, {figures['steps']:,} steps in {figures['seconds']:,.0f} s on "
             f"{config['options']['threads'] or figures['cores']} CPU core(s), "
-            f"BLEU **{scores['bleu_test_2016_flickr']:.2f}** on test_2016 and {scores['bleu_val']:.2f} on the validation split "
-            f"(sacrebleu, `{scores['signature']}`; beam search, {scores['beams']} beams, length penalty "
+            f"BLEU **{scores['bleu_test_2016_flickr']:.2f}** on test_2016 and {scores['bleu_val']:.2f} on the validation "
+            f"split (sacrebleu, `{scores['signature']}`; beam search, {scores['beams']} beams, length penalty "
             f"{scores['length_penalty']}; log, options and sample in [train/logs/{name}](train/logs/{name})):",
             "",
             *(f"    {line}".rstrip() for line in sample),
