@@ -46,6 +46,13 @@ FAULTS = (
         "return x",
     ),
     Mutant(
+        "twin_new_keys_are_stale",
+        "A new token enters the key-value cache with the key of the first one.",
+        "torch_impl/attention.py",
+        "self.key[:, :, self.length : stop] = key",
+        "self.key[:, :, self.length : stop] = self.key[:, :, :1] if self.length else key",
+    ),
+    Mutant(
         "training_targets_not_shifted",
         "The target of a token is the token itself, in training.",
         "train/data.py",

@@ -27,7 +27,9 @@ class Look:
     def __call__(self, step: int) -> None:
         if self._every and (step % self._every == 0 or step in (1, self._trainer.config.steps)):
             twin, batch = self._trainer.twin, self._batch
-            look = {"step": step, "gradient_norm": norms(twin.gradients(batch))}
+            gradients = twin.gradients(batch)
+            forward = {name: gradients[name] for name in twin.parameters() if name in gradients}
+            look = {"step": step, "gradient_norm": norms(forward)}
             if self._trainer.config.model.attention == "softmax":
                 look["entropy"] = entropies(twin, batch)
             self._looks.append(look)

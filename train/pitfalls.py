@@ -54,7 +54,7 @@ def pitfalls(config: PitfallsConfig) -> str:
     pairs = {pitfall.name: pitfall.jobs() for pitfall in chosen}
     folder = Path(config.output)
     records = run_all([job for pair in pairs.values() for job in pair], folder / RUNS, config.jobs)
-    shown = [(pitfall, [records[job.key] for job in pairs[pitfall.name]]) for pitfall in chosen]
+    shown = [(pitfall, [brief(records[job.key]) for job in pairs[pitfall.name]]) for pitfall in chosen]
     result = {
         "environment": environment(),
         "pitfalls": {
@@ -66,7 +66,7 @@ def pitfalls(config: PitfallsConfig) -> str:
             for pitfall, (right, wrong) in shown
         },
     }
-    write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_atomically(folder / RESULT, (json.dumps(result) + "\n").encode())
     for pitfall, (right, wrong) in shown:
         plot_pitfall(pitfall.title, right, wrong, folder / f"{pitfall.name}.png")
     write_atomically(folder / GALLERY, gallery(result["pitfalls"]).encode())
@@ -92,6 +92,21 @@ def plan(config: PitfallsConfig) -> list[Pitfall]:
         mistake = entry.get("mistake") or fault(faults[0]).mistake
         found.append(Pitfall(name, entry["title"], entry["recognise"], options, entry.get("wrong", {}), faults, mistake))
     return found
+
+
+def brief(value: Any) -> Any:
+    """Curves and looks with the digits that a picture can show; what stands outside of lists keeps all of its digits."""
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return {name: brief(part) for name, part in value.items()} if isinstance(value, dict) else value
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.4g}")
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list) else value
 
 
 def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -135,6 +150,6 @@ def _matches(right: Record, wrong: Record) -> str:
 
 def _quoted(record: Record) -> list[str]:
     """The first lines of the sample as an indented block."""
-    sample = record["sample"].strip("\n").splitlines()[:SAMPLE_LINES]
+    sample = "\n".join(record["sample"].strip("\n").splitlines()[:SAMPLE_LINES]).rstrip("\n").splitlines()
     nothing = "(nothing: the loss is not finite)" if record["loss"] is None else "(nothing but line ends)"
     return [f"    {line}".rstrip() for line in sample or [nothing]]
