@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent
 SITE = FOLDER / "site"
 STYLE = FOLDER / "site.css"
 ATTENTION_PAGES = "train/logs/*/attention.html"
+PAIR = r'<div class="pair">\1\2</div>'
 BROAD = 1400  # pixels
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
 
@@ -177,7 +178,9 @@ class Site:
         folder = posixpath.dirname(place)
         pictures = [path.name for path in sorted((ROOT / folder).glob("*.png")) if path.name not in shown]
         extra = "\n\n".join(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in pictures)
-        return self.markdown(f"{text}\n\n{extra}\n", place, report.page)
+        body = self.markdown(f"{text}\n\n{extra}\n", place, report.page)
+        # Two samples with nothing but a comment between them are to be compared: side by side, where there is room.
+        return re.sub(r"(<pre>(?:(?!</pre>).)*</pre>)\s*<!-- -->\s*(<pre>.*?</pre>)", PAIR, body, flags=re.DOTALL)
 
     def _attention(self) -> str:
         """The attention pages, one below the other; the run is what a reader may choose by."""

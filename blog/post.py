@@ -14,14 +14,14 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from blog import source
-from blog.facts import bounds_table, facts, has, ladder_table, mutants, sample_lines
+from blog.facts import bounds_table, facts, has, ladder_table, mutants, result, sample_lines
 from train.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent
 WIDTH = 119
 GLUE = "\u2060"  # holds a formula or a piece of code together while lines are broken
 FORMULA_OR_CODE = re.compile(r"\$[^$]+\$|`[^`]+`")
-PROSE = re.compile(r"\s*(\*|\*\*)?[^\W\d_]")  # not a heading, list, table, fence, formula, figure or tag
+PROSE = re.compile(r"\s*(\*\*|\*|\[(?!!))?[^\W\d_]")  # not a heading, list, table, fence, formula, figure or tag
 TEMPLATE, POST = FOLDER / "post.template.md", FOLDER / "post.md"
 
 
@@ -69,6 +69,7 @@ def rendered(template: str, anchors: bool = False) -> str:
     names = {
         "n": number,
         "has": has,
+        "result": result,
         "exists": lambda path: (source.ROOT / path).exists(),
         "facts": facts(),
         "code": code,
