@@ -146,7 +146,7 @@ def mutant(name: str) -> str:
             f"[{test}](../{path}) answered:",
             "",
             "```",
-            verdict["message"],
+            textwrap.fill(verdict["message"], WIDTH - 30, break_long_words=False, break_on_hyphens=False),
             "```",
         ]
     )
