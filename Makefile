@@ -45,9 +45,11 @@ test-deep: $(STAMP)
 
 bounds: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q --write-bounds parity_tests
+	$(BIN)/python -m blog.post
 
 mutants: $(STAMP)
 	$(BIN)/python -m parity_tests.mutate $(ARGS)
+	$(BIN)/python -m blog.post
 
 generic-mutants: $(STAMP)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[mutants]'
