@@ -12,12 +12,14 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import tempfile
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -75,8 +77,11 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
                 assert record is not None
                 records[record["key"]] = record
                 bar.update()
-        finally:
+        except BaseException:  # Ctrl-C, or a training that failed: no other is waited for
             stopped.set()
+            for child in multiprocessing.active_children():
+                child.kill()
+            raise
     return records
 
 
@@ -137,6 +142,7 @@ def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, co
 
 def _child(function: Callable[[Any], Any], argument: Any, end: Connection) -> None:
     """Sends the result, or a text that says what went wrong."""
+    tqdm.set_lock(threading.RLock())  # its own would be shared among processes, and left behind when this one is stopped
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         try:
             end.send((function(argument), ""))
@@ -152,4 +158,9 @@ def start_method() -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for us, who stop the others
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, previous)
     return context

@@ -35,7 +35,7 @@ class Look:
             self._looks.append(look)
 
     def report(self, finished: bool) -> dict[str, Any]:
-        """Parameters in arrays that the loss reaches, and the log; with looks, also these, and a sample if finished."""
+        """Parameters in arrays that the loss reaches, and the log; with looks, also these and a finished run's sample."""
         trainer = self._trainer
         reached = trainer.twin.gradients(self._batch)
         log = [
@@ -45,9 +45,15 @@ class Look:
         parameters = sum(part.size for part in reached.values() if part.any())
         report: dict[str, Any] = {"parameters": parameters, "log": log}
         if self._every:
-            sample = trainer.task.sample(trainer.twin, trainer.streams["sample"]) if finished else ""
-            report |= {"looks": self._looks, "sample": sample}
+            report |= {"looks": self._looks, "sample": self._sample() if finished else None}
         return report
+
+    def _sample(self) -> str | None:
+        """What the model writes; None where its logits are not finite, as they may be with a fault in decoding alone."""
+        try:
+            return self._trainer.task.sample(self._trainer.twin, self._trainer.streams["sample"])
+        except ValueError:
+            return None
 
 
 def norms(gradients: dict[str, np.ndarray]) -> dict[str, float]:

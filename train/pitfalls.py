@@ -150,6 +150,7 @@ def _matches(right: Record, wrong: Record) -> str:
 
 def _quoted(record: Record) -> list[str]:
     """The first lines of the sample as an indented block."""
+    if not record["sample"]:
+        return ["    (nothing: its logits are not finite)"]
     sample = "\n".join(record["sample"].strip("\n").splitlines()[:SAMPLE_LINES]).rstrip("\n").splitlines()
-    nothing = "(nothing: the loss is not finite)" if record["loss"] is None else "(nothing but line ends)"
-    return [f"    {line}".rstrip() for line in sample or [nothing]]
+    return [f"    {line}".rstrip() for line in sample or ["(nothing but line ends)"]]
