@@ -217,6 +217,9 @@ def attention_colors() -> Any:
     return LinearSegmentedColormap.from_list("attention", ["#e6f0f7", BLUE, "#001a33"]).with_extremes(bad="white")
 
 
+WORD = 0.07  # inches that a letter of a label takes; labels of words stand upright below a map
+
+
 def _attention_figure(
     arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str, names: Sequence[str] | None
 ) -> "Figure":
@@ -232,7 +235,8 @@ def _attention_figure(
     # A label needs about 0.09 inches; a map is never smaller than what can be looked at, and few maps have more room.
     least = 2.4 if len(arrays) > 1 else 3.4 if heads > 1 else 4.8
     width, height = max(least, 0.09 * len(columns)), max(least, 0.09 * len(rows))
-    figure = _figure(across * (width + 0.35) + 1.3, down * (height + 0.45) + 0.9)
+    aside, below = (WORD * (max(map(len, labels)) - 1) for labels in (rows, columns))
+    figure = _figure(across * (width + aside + 0.35) + 1.3, down * (height + below + 0.45) + 0.9)
     grid: np.ndarray = figure.subplots(down, across, squeeze=False)
     size = min(9.0, max(5.0, 72 * 0.8 * min(width / len(columns), height / len(rows))))
     image = None
@@ -246,7 +250,7 @@ def _attention_figure(
         image = axes.imshow(masked, vmin=0.0, vmax=1.0, cmap=attention_colors(), interpolation="nearest", aspect="auto")
         axes.set_title(name, fontsize=9)
         axes.grid(False)
-        axes.set_xticks(range(len(columns)), columns, fontsize=size)
+        axes.set_xticks(range(len(columns)), columns, fontsize=size, rotation=90 if below > WORD else 0)
         axes.set_yticks(range(len(rows)), rows, fontsize=size)
         axes.tick_params(length=0, pad=1.5)
     assert image is not None  # _check_attention: at least one layer and head
