@@ -113,12 +113,13 @@ def translation() -> str:
     figures = run_figures(name)
     config = json.loads((LOGS / name / "config.json").read_text(encoding="utf-8"))
     scores = json.loads((LOGS / name / "scores.json").read_text(encoding="utf-8"))
+    threads = config["options"]["threads"] or figures["cores"]
     sample = (LOGS / name / "sample.txt").read_text(encoding="utf-8").splitlines()[:TRANSLATION_LINES]
     return "\n".join(
         [
             f"`twinformer train --preset multi30k --corpus FOLDER` learns to translate (Multi30k, English to German): "
             f"{figures['parameters']:,} parameters, {figures['steps']:,} steps in {figures['seconds']:,.0f} s on "
-            f"{config['options']['threads'] or figures['cores']} CPU core(s), "
+            f"{threads} CPU core{'s' * (threads > 1)}, "
             f"BLEU **{scores['bleu_test_2016_flickr']:.2f}** on test_2016 and {scores['bleu_val']:.2f} on the validation "
             f"split (sacrebleu, `{scores['signature']}`; beam search, {scores['beams']} beams, length penalty "
             f"{scores['length_penalty']}; log, options and sample in [train/logs/{name}](train/logs/{name})):",
