@@ -81,13 +81,13 @@ def steps(shape: Shape, rounds: int, config: BenchConfig) -> dict[str, Any]:
     """Forward, gradients and whole step of every contender at one shape, all interleaved."""
     batch = shape.random_batch(config.seed)
     made = {name: make(shape, batch) for name, make in contenders.contenders(config.nanogpt, config.compile).items()}
-    phases: dict[str, dict[str, list[float]]] = {}
-    for phase in ("forward", "gradients", "step"):
-        phases[phase] = timing.interleaved({name: getattr(c, phase) for name, c in made.items()}, rounds)
+    phases = ("forward", "gradients", "step")
+    functions = {f"{phase} {name}": getattr(contender, phase) for name, contender in made.items() for phase in phases}
+    seconds = timing.interleaved(functions, rounds)
     records = [
         {"name": name}
-        | {phase: timing.median(phases[phase][name]) for phase in phases}
-        | {"spread": timing.spread(phases["step"][name])}
+        | {phase: timing.median(seconds[f"{phase} {name}"]) for phase in phases}
+        | {"spread": timing.spread(seconds[f"step {name}"])}
         for name in made
     ]
     work = {"tokens": shape.tokens, "flops": shape.step_flops}

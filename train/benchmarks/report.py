@@ -49,7 +49,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "quartiles. A step's operations are counted as (6 N + 12 L D T) per token (Chowdhery et al. 2022, appendix B), N",
         f"the weights that multiply; the share is of the quickest product below, {fastest / 1e9:.0f} GFLOP/s. Memory is",
         "what a process of its own needs at most beyond what it took to load the libraries. Backward is what the",
-        "gradients take beyond forward.",
+        "gradients take beyond forward, by medians of different calls: the parts need not add up to the step.",
         "The twin and most peers have the exact GELU; the spec and Hugging Face's GPT-2 its tanh approximation.",
         "",
     ]
@@ -62,6 +62,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += ["## Attention of the spec against the length", "", *_attention_table(result["attention"]), ""]
     seconds = result["data"]["batch_seconds"]
     lines += ["## Data", "", f"To cut a batch of the first shape from a text takes {seconds * 1e6:.0f} microseconds.", ""]
+    if "note" in result:
+        lines += [result["note"], ""]
     return "\n".join(lines)
 
 
@@ -77,7 +79,8 @@ def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
                 axes.barh([record["name"] for record in records], widths, left=left, color=color, label=phase, height=0.65)
                 left = [start + width for start, width in zip(left, widths, strict=True)]
             for position, record in enumerate(records):
-                axes.text(record["step"] * 1e3, position, f" {record['step'] * 1e3:.0f}", va="center", fontsize=9)
+                end = max(record["step"], record["gradients"])
+                axes.text(end * 1e3, position, f" {record['step'] * 1e3:.0f}", va="center", fontsize=9)
             axes.set(xlabel="one training step (ms)", title=f"{name}: {_shape_text(table['shape'])}")
             axes.margins(x=0.12)
             axes.grid(axis="y", visible=False)
