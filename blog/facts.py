@@ -77,6 +77,7 @@ def facts() -> dict[str, Fact]:
     for group in (
         _runs,
         _tasks,
+        _translation,
         _reverse,
         _complexity,
         _bounds,
@@ -164,6 +165,14 @@ def _tasks() -> Iterator[tuple[str, Fact]]:
         where, command = f"train/logs/{name}/{run_folder.SCORES}", f"twinformer train --preset {name}"
         yield f"task.{name}.exact", Fact(f"{100 * scores['exact_match']:.1f} %", where, command)
         yield f"task.{name}.pairs", Fact(f"{scores['sequences']:,}", where, command)
+
+
+def _translation() -> Iterator[tuple[str, Fact]]:
+    file = LOGS / "multi30k" / run_folder.SCORES
+    if file.exists():
+        scores, where = json.loads(file.read_text(encoding="utf-8")), f"train/logs/multi30k/{run_folder.SCORES}"
+        bleu = f"{scores['bleu_test_2016_flickr']:.1f}"
+        yield "multi30k.bleu", Fact(bleu, where, "twinformer train --preset multi30k")
 
 
 DIAGONAL = 0.9  # a head that puts so much of its weight on the right letter, on average, follows the diagonal
