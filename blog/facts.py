@@ -18,7 +18,7 @@ from blog import source
 from reference_numpy.softmax import softmax_backward, softmax_forward
 from train import run_folder
 from train.checkpoint import load_model
-from train.evidence import LOGS, TASKS, run_figures
+from train.evidence import BENCHMARKS, LOGS, TASKS, run_figures
 from train.looking import look, pair_reading
 from train.trained import load_twin
 
@@ -78,6 +78,7 @@ def facts() -> dict[str, Fact]:
         _runs,
         _tasks,
         _translation,
+        _benchmarks,
         _reverse,
         _complexity,
         _bounds,
@@ -173,6 +174,17 @@ def _translation() -> Iterator[tuple[str, Fact]]:
         scores, where = json.loads(file.read_text(encoding="utf-8")), f"train/logs/multi30k/{run_folder.SCORES}"
         bleu = f"{scores['bleu_test_2016_flickr']:.1f}"
         yield "multi30k.bleu", Fact(bleu, where, "twinformer train --preset multi30k")
+
+
+def _benchmarks() -> Iterator[tuple[str, Fact]]:
+    """The step of both twins over nanoGPT's, where that was among the peers."""
+    file, where = BENCHMARKS / "bench.json", "train/benchmarks/bench.json"
+    if not file.exists():
+        return
+    for shape, table in json.loads(file.read_text(encoding="utf-8"))["steps"].items():
+        steps = {record["name"]: record["step"] for record in table["records"]}
+        for name in ("spec", "twin") if "nanoGPT" in steps else ():
+            yield f"bench.{shape}.{name}", Fact(f"{steps[name] / steps['nanoGPT']:.2f}", where, "twinformer bench")
 
 
 DIAGONAL = 0.9  # a head that puts so much of its weight on the right letter, on average, follows the diagonal
