@@ -26,6 +26,7 @@ from train.run_folder import environment
 STUDIES_FILE = Path(__file__).with_name("studies.toml")
 BASELINE = "baseline"
 CONFIDENCE = 0.95
+SILENT = ("evaluate_every", "evaluation_characters", "checkpoint_every", "log_every", "device")  # of no effect on a result
 RUNS, RESULT, TABLE, PLOT = "runs.jsonl", "ablation.json", "ablation.md", "ablation.png"
 
 
@@ -57,7 +58,7 @@ def ablate(config: AblateConfig) -> str:
         "variants": results,
     }
     questions = {name: study["question"] for name, study in _studies().items() if name != BASELINE}
-    text = table(results, questions, config.seeds)
+    text = table(results, questions, options, config.seeds)
     write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(folder / TABLE, text.encode())
     plot_ablation(results, folder / PLOT)
@@ -143,10 +144,15 @@ def verdict(result: dict[str, Any]) -> str:
     return "worse" if result["difference"] > 0 else "better"
 
 
-def table(results: Sequence[dict[str, Any]], questions: dict[str, str], seeds: int) -> str:
+def table(results: Sequence[dict[str, Any]], questions: dict[str, str], options: dict[str, Any], seeds: int) -> str:
     """The Markdown table: a row per variant, below the question of its study."""
+    told = ", ".join(f"{name} {value}" for name, value in options.items() if name not in SILENT)
     lines = [
-        f"Mean over {seeds} seeds ± half the 95 % confidence interval; p of the paired t-test, corrected by Holm.",
+        f"Mean over {seeds} seeds ± half the {100 * CONFIDENCE:.0f} % confidence interval; p of the paired t-test, corrected by",
+        "Holm. A variant keeps all other options of the baseline: the difference is that of one change, not that of the best",
+        "run with it.",
+        "",
+        f"Baseline: {told}.",
         "",
         "| variant | parameters | exact validation loss, nats/char | minus baseline | p | verdict at 5 % |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -31,7 +31,7 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
         ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if tick < 1.2 * edge]
         lowest = min([row["difference"] - row["difference_interval"] for row in rows], default=-1.0)
         ticks = [-tick for tick in reversed(ticks) if tick < -1.5 * lowest] + [0.0, *ticks]
-        axes.set_xticks(ticks, labels=[f"{tick:+g}" if tick else "0" for tick in ticks])
+        axes.set_xticks(ticks, labels=[f"{tick:+g}" if tick else "0" for tick in ticks], fontsize=8.5)
         axes.minorticks_off()
         axes.set_yticks(range(len(rows)), [f"{row['study']}: {row['name']}" for row in rows], fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)

@@ -84,8 +84,9 @@ def test_figures_of_an_ablation():
     assert b["p_holm"] == max(a["p_holm"], b["p"])
     assert ablate.verdict(c) == "loss not finite in 1 runs"
     assert "mean" not in c
-    text = ablate.table([base, a, b, c], {"x": "What?"}, 3)
+    text = ablate.table([base, a, b, c], {"x": "What?"}, {"layers": 2, "device": "cpu"}, 3)
     assert "| **What?** |" in text
+    assert "Baseline: layers 2." in text
 
 
 def test_equal_losses_show_no_difference():
