@@ -61,10 +61,10 @@ def rendered(template: str, anchors: bool = False) -> str:
         for name in used:
             files.setdefault((facts()[name].file, facts()[name].command), []).append(facts()[name].text)
         rows = [
-            f"| `{command}` | [{file}](../{file}) | {'; '.join(dict.fromkeys(texts))} |"
+            f"| `{command}` | [{Path(file).name}](../{file}) | {'; '.join(dict.fromkeys(texts))} |"
             for (file, command), texts in files.items()
         ]
-        return "\n".join(["| command | writes | numbers taken from it |", "| --- | --- | --- |", *rows])
+        return "\n".join(["| command | file | numbers taken from it |", "| --- | --- | --- |", *rows])
 
     names = {
         "n": number,
