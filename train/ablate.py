@@ -148,9 +148,9 @@ def table(results: Sequence[dict[str, Any]], questions: dict[str, str], options:
     """The Markdown table: a row per variant, below the question of its study."""
     told = ", ".join(f"{name} {value}" for name, value in options.items() if name not in SILENT)
     lines = [
-        f"Mean over {seeds} seeds ± half the {100 * CONFIDENCE:.0f} % confidence interval; p of the paired t-test, corrected by",
-        "Holm. A variant keeps all other options of the baseline: the difference is that of one change, not that of the best",
-        "run with it.",
+        f"Mean over {seeds} seeds ± half the {100 * CONFIDENCE:.0f} % confidence interval; p of the paired t-test,",
+        "corrected by Holm. A variant keeps all other options of the baseline: the difference is that of one change, not",
+        "that of the best run with it.",
         "",
         f"Baseline: {told}.",
         "",
