@@ -1,6 +1,7 @@
 """The faults of mutants.py fit today's source, the runner tells dead from alive, and the report is of these faults."""
 
 import ast
+import json
 import re
 
 import pytest
@@ -36,6 +37,18 @@ def test_the_same_mistake_twice():
         assert name.startswith("both_")
         files = mutated_files(tuple(BY_NAME[part] for part in twice.parts))
         assert {file.split("/")[0] for file in files} == {SPEC, TWIN}
+
+
+def test_the_report_is_of_these_faults():
+    """MUTANTS.md is the text of mutants.json, and that is about today's faults, all of them; no survivor is unexplained."""
+    contents = json.loads(mutate.RECORD.read_text(encoding="utf-8"))
+    assert mutate.REPORT.read_text(encoding="utf-8") == mutate.report(contents)
+    names = [result["name"] for result in contents["results"]]
+    assert names == [*BY_NAME, *TWICE], "run make mutants"
+    for result in contents["results"]:
+        verdict = Verdict(*(result[field] for field in Verdict._fields))
+        assert result == mutate.described(verdict), f"{verdict.name} has changed since: run make mutants"
+        assert verdict.outcome != "survived" or result["reason"]
 
 
 TOY = {
