@@ -38,7 +38,7 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("exact validation loss minus the baseline's (nats per character)")
-        axes.set_title("One change at a time: left is better. Grey: no difference shown at 5 %")
+        axes.set_title("One change at a time: left is better; grey: no difference shown (5 %, Holm)")
         _save(figure, path)
 
 
