@@ -168,6 +168,20 @@ def test_wide_beam_search_is_exhaustive(seed, alpha, maximum):
     assert abs(found.score - best_score) <= 64 * np.spacing(abs(best_score) + maximum)  # a few sums of a few terms
 
 
+def test_a_long_answer_may_win_late():
+    """An open prefix behind a finished one goes on as long as the penalty of the longest answer could make up for it."""
+
+    class Late(Table):
+        def logits(self, prefix):
+            ends = {1: [0.35, 0.25, 0.4], 6: [0.01, 0.01, 0.98]}  # after the start, and after five tokens
+            return np.log(ends.get(len(prefix), [0.98, 0.01, 0.01]))
+
+    (found,) = spec.beam_search(Late(0), 1, 0, 2, 6, beams=2, alpha=1.0)
+    assert found.tokens == [0] * 5
+    (found,) = spec.beam_search(Late(0), 1, 0, 2, 6, beams=2, alpha=0.0)  # without a penalty the short one stays ahead
+    assert found.tokens == []
+
+
 @given(seeds, st.integers(1, 6))
 def test_one_beam_is_greedy_until_its_end(seed, maximum):
     """Without a penalty one beam that ends by its likeliest token is the greedy sequence."""
