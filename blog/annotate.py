@@ -94,7 +94,7 @@ def page(room: str) -> str:
     """The body of the page of one room: rows of two columns, note and code."""
     path = f"{SPEC}/{room}.py"
     lines = code_lines(source.read(path))
-    rows = [f'<section class="part intro"><div class="note"><h1>{room}.py</h1>{_siblings(room)}</div></section>']
+    rows = [f'<section class="part intro"><div class="note"><h1>{path}</h1>{_siblings(room)}</div></section>']
     for part in parts(path):
         shown = [n for n in range(part.first, part.last + 1) if not part.docstring[0] <= n <= part.docstring[1]]
         blank = {n for n in shown if not source.read(path).splitlines()[n - 1].strip()}

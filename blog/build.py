@@ -27,8 +27,14 @@ SITE = FOLDER / "site"
 STYLE = FOLDER / "site.css"
 ATTENTION_PAGES = "train/logs/*/attention.html"
 PAIR = r'<div class="pair">\1\2</div>'
+HEADING = re.compile(
+    r"<tr>\s*<td>(<strong>[^<]*</strong>)</td>((?:\s*<td[^>]*></td>)+)\s*</tr>"
+)  # a row for a group of rows
 BROAD = 1400  # pixels
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
+
+
+LOOK = "What each token attends to, in every head of a run, and how that formed: move the slider, or press play."
 
 
 class Report(NamedTuple):
@@ -116,7 +122,8 @@ class Site:
         path = self.folder / page.path
         path.parent.mkdir(parents=True, exist_ok=True)
         up = "../" * page.path.count("/")
-        text = templates().get_template("page.html").render(page=page, up=up, menu=self._menu())
+        body = re.sub(r"(<h[12][^>]*>\w+/)(\w+\.py</h)", r"\1<wbr>\2", page.body)  # a path may go on in the next line
+        text = templates().get_template("page.html").render(page=page._replace(body=body), up=up, menu=self._menu())
         path.write_text(text, encoding="utf-8")
 
     def copy_files(self) -> None:
@@ -129,11 +136,12 @@ class Site:
     def markdown(self, text: str, origin: str, page: str) -> str:
         """Markdown of the repository's file `origin` as the body of a page, its links led to their places in the site."""
         body = markup.to_html(text)
+        body = HEADING.sub(lambda f: f'<tr><td colspan="{1 + f[2].count("<td")}">{f[1]}</td></tr>', body)
         body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
         body = re.sub(r'<img src="([^"]+)"', lambda found: found[0] + self._breadth(found[1], page), body)
-        # A picture that leads to a page of its own is that page here.
+        # A picture that leads to a page of its own is that page here; on paper it stays a picture.
         return re.sub(
-            r'<a href="([^"]+\.html)"><img src="[^"]+"[^>]* alt="([^"]*)"></a>', lambda f: _framed(f[1], f[2]), body
+            r'<a href="([^"]+\.html)"><img (src="[^"]+"[^>]* alt="([^"]*)")></a>', lambda f: _framed(f[1], f[3], f[2]), body
         )
 
     @staticmethod
@@ -184,7 +192,7 @@ class Site:
 
     def _attention(self) -> str:
         """The attention pages, one below the other; the run is what a reader may choose by."""
-        parts = ["<h1>Attention</h1>"]
+        parts = ["<h1>Attention</h1>", f"<p>{LOOK}</p>"]
         for page in self._attention_pages:
             self._files.add(page)
             name = posixpath.basename(posixpath.dirname(page))
@@ -237,8 +245,9 @@ def templates() -> Environment:
     )
 
 
-def _framed(page: str, title: str) -> str:
-    return f'<iframe class="tall" src="{page}" title="{title}"></iframe>'
+def _framed(page: str, title: str, picture: str = "") -> str:
+    printed = f'<span class="in-print"><img {picture}></span>' if picture else ""
+    return f'<iframe class="tall" src="{page}" title="{title}"></iframe>{printed}'
 
 
 def _copied(path: str) -> str:

@@ -16,6 +16,7 @@ from blog import post
 from blog.facts import result
 from train import evidence, run_folder
 from train.attention import draw, draw_view
+from train.attention_page import renewed
 from train.benchmarks.report import plot_steps
 from train.checkpoint import load_model
 from train.configuration import AttentionConfig, PositionsConfig
@@ -70,8 +71,15 @@ def main() -> None:
         if word in figure.path.as_posix():
             figure.draw(figure.path)
             print(figure.path.relative_to(LOGS.parent.parent))
+    for page in attention_pages():
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
     evidence.main()
     post.main()
+
+
+def attention_pages() -> list[Path]:
+    """The attention pages that runs have left: their numbers stay, the page around them is today's."""
+    return sorted(LOGS.glob(f"*/{run_folder.PAGE}"))
 
 
 def figures() -> Iterator[Figure]:

@@ -99,7 +99,7 @@ def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend 
     detail = [
         QueryKey(*(np.stack([getattr(c.attention, n)[0] for c in layers]) for n in ("query", "key"))) for layers in caches
     ]
-    return attention_page(seen, f"What {run.resolve().name} attends to", shape, "nats", detail, _then(model))
+    return attention_page(seen, f"What the run {run.resolve().name} attends to", shape, "nats", detail, _then(model))
 
 
 def _then(model: ModelConfig) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,11 +77,21 @@ def attention_page(
         "moments": [{"step": moments[at].step, "loss": moments[at].loss, "codes": packed[at]} for at in chosen],
         "detail": described,
     }
-    notes = ["Weights are rounded to 8 bits of their root."]
+    notes = ["Weights are rounded: each is kept in one byte, and is off by less than 0.004."]
     if len(chosen) < len(moments):
         notes.append(f"{len(chosen)} of {len(moments)} kept steps are in the page, so that it stays small.")
     parts = {"title": html.escape(title), "subtitle": html.escape(subtitle), "note": " ".join(notes), "data": _script(data)}
     return _filled(_files() | parts)
+
+
+def renewed(page: str) -> str:
+    """The same texts and numbers in the files of today. Raises ValueError for what is no attention page."""
+    head = re.search("<h1>(.*?)</h1><p>(.*?)</p></div>", page)
+    note = re.search(r'<p id="note">(.*?)</p>', page)
+    data = re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)
+    if head is None or note is None or data is None:
+        raise ValueError("page: expected an attention page, got something else")
+    return _filled(_files() | {"title": head[1], "subtitle": head[2], "note": note[1], "data": data[1]})
 
 
 def _files() -> dict[str, str]:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blog.figures import figures
+from blog.figures import attention_pages, figures
 from blog.source import ROOT
+from train.attention_page import renewed
 
 ANTIALIASING = (
     48  # of 255 levels: rounding may shade an edge otherwise on another processor, a changed digit is black on white
@@ -36,6 +37,13 @@ def test_no_figure_is_stale(name, tmp_path):
     again = tmp_path / FIGURES[name].path.name
     FIGURES[name].draw(again)
     assert is_as(ROOT / name, again), "run: make figures"
+
+
+def test_no_attention_page_is_stale():
+    assert attention_pages()
+    for path in attention_pages():
+        page = path.read_text(encoding="utf-8")
+        assert renewed(page) == page, f"{path.parent.name}: run: make figures"
 
 
 def test_a_changed_digit_would_be_noticed(tmp_path):

@@ -13,7 +13,8 @@ const ALL = -1; // the head that stands for all of them
 const FAINTEST = 0.05; // a lighter line is drawn for a chosen token only
 
 const $ = (id) => document.getElementById(id);
-const state = { stack: 0, layer: 0, head: 0, time: DATA.moments.length - 1, row: null, column: null, pinned: false };
+const FIRST = Math.max(0, DATA.stacks.findIndex((stack) => !stack.same)); // of two sentences, how one looks at the other
+const state = { stack: FIRST, layer: 0, head: 0, time: DATA.moments.length - 1, row: null, column: null, pinned: false };
 let shown = null; // what is on the screen: {stack, weights} of the chosen layer and head, and `codes` of the whole moment
 let theme = null; // colours as the style sheet has them: see readTheme
 let requested = 0;
@@ -122,7 +123,7 @@ function layOutMatrix() {
   const { rows, columns } = shown.stack, context = $("matrix").getContext("2d");
   context.font = `12px ${FONT}`;
   const longest = Math.max(...[...rows, ...columns].map((label) => context.measureText(label).width));
-  matrix.margin = Math.ceil(Math.min(90, Math.max(14, longest + 5)));
+  matrix.margin = Math.ceil(Math.min(90, Math.max(18, longest + 5)));
   const room = $("matrix-figure").clientWidth - matrix.margin - 1;
   matrix.cell = Math.min(44, room / columns.length, Math.max(620, 9 * rows.length) / rows.length);
   matrix.image = pixels(shown.weights, rows.length, columns.length);
@@ -298,7 +299,7 @@ function drawDetail() {
   if (DATA.detail === null) return;
   canvas.hidden = true;
   if (row === null || column === null || state.head === ALL || state.time !== DATA.moments.length - 1) {
-    about.textContent = "query · key: choose a cell of the matrix, one head, and the last step";
+    about.textContent = "Choose a cell of the matrix, of one head at the last step, to see its query and key, channel by channel.";
     return;
   }
   if (detail === null) {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.attention_page import Moment, QueryKey, attention_page
+from train.attention_page import Moment, QueryKey, attention_page, renewed
 from train.cli import main
 from train.looking import Stack
 from train.tests.browser import opened
@@ -82,6 +82,14 @@ def test_a_page_has_room_for_so_much(moments, detail):
         attention_page(moments, "", "", most_bytes=1000)
     with pytest.raises(ValueError, match="moments: expected at least one, got none"):
         attention_page([], "", "")
+
+
+def test_a_page_is_renewed_around_its_numbers(moments, detail):
+    page = attention_page(moments, "a <title>", "a {{line}}", detail=detail)
+    assert renewed(page) == page
+    assert renewed(page.replace("color-scheme: light", "color-scheme: none")) == page
+    with pytest.raises(ValueError, match="page: expected an attention page, got something else"):
+        renewed("<p>something else</p>")
 
 
 def test_no_text_can_leave_its_place(moments):
@@ -188,6 +196,37 @@ def test_keys_and_pointer_show_the_numbers_of_the_model(chromium, path, moments)
         assert said(page) == "t (0) of 13"
 
 
+def test_whoever_uses_the_keyboard_sees_where_it_is(chromium, path):
+    with opened(chromium, path) as page:
+        settled(page)
+        places = []
+        while page.keyboard.press("Tab") or page.evaluate("document.activeElement !== document.body"):
+            outline = page.evaluate(
+                "(({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])(getComputedStyle(document.activeElement))"
+            )
+            assert outline == ["solid", "3px"]
+            places.append(page.evaluate("document.activeElement.id || document.activeElement.title"))
+        heads = [f"layer {layer}, head {head}" for layer in range(LAYERS) for head in range(HEADS)]
+        assert places == ["theme", "layer", "head", "scale", "direction", "play", "time", "", "matrix", "lines", *heads]
+
+
+def test_no_label_is_cut(chromium, tmp_path):
+    generator, labels = np.random.default_rng(3), list("fjW") * 4
+    path = tmp_path / "page.html"
+    path.write_text(attention_page([Moment(1, None, [stack(generator, "cross", labels, labels)])], "", ""), encoding="utf-8")
+    with opened(chromium, path) as page:
+        settled(page)
+        width, margin, codes = page.evaluate("""(() => {
+            const { width, height } = $("matrix");
+            return [width, matrix.margin, [...$("matrix").getContext("2d").getImageData(0, 0, width, height).data]];
+        })()""")
+        inked = np.array(codes).reshape(-1, width, 4)[:, :, 3] > 0
+        assert inked[: margin - 2].any(), "labels stand above the matrix"
+        assert inked[:, : margin - 2].any(), "and beside it"
+        assert not inked[0].any()
+        assert not inked[:, 0].any()
+
+
 def test_query_and_key_give_the_score(chromium, path, moments, detail):
     with opened(chromium, path, "#layer=1&head=2&row=8&column=3") as page:
         settled(page)
@@ -252,7 +291,7 @@ def test_every_kind_of_model(chromium, tmp_path, capsys, monkeypatch, kind):
         settled(page)
         assert page.inner_text("#when").startswith("step 3 of 3")
         if kind == "encoder_decoder":
-            page.select_option("#stack", "2")
+            assert page.input_value("#stack") == "2", "of two sentences, how one looks at the other comes first"
             page.focus('.text div[data-side="row"]')
             page.keyboard.press("Home")
             assert said(page) == "e (0) of 5"

@@ -98,6 +98,6 @@ def test_training_with_snapshots_leaves_the_page(tmp_path, capsys):
     config = options(tmp_path / "run", snapshots=3, steps=6)
     folder = train_and_report(config).folder
     page = (folder / run_folder.PAGE).read_text(encoding="utf-8")
-    assert "What run attends to" in page
+    assert "What the run run attends to" in page
     assert page.count('"codes":') == len(moments(folder)) + 1, "the weights of every step, and queries and keys"
     assert run_folder.PAGE in capsys.readouterr().out
