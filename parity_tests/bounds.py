@@ -5,8 +5,9 @@ roundings of a given format would do to it. No tolerance is chosen anywhere: it 
 
 **One rounding.** In a format with unit roundoff u the result y of an operation is y (1 + d), |d| <= u (Higham, Accuracy
 and Stability of Numerical Algorithms, 2nd ed., eq. 2.4), plus at most one smallest subnormal where products, quotients
-or exponentials may underflow (eq. 2.8). d is modelled as random with mean zero, uniform in +-u: its standard deviation
-is u / sqrt(3). Elementary functions (exp, log, tanh, ...) of a library are granted twice that, an error of one ulp.
+or exponentials may underflow (eq. 2.8); in bfloat16 any subnormal result may be flushed to 0, see FORMATS. d is modelled
+as random with mean zero, uniform in +-u: its standard deviation is u / sqrt(3). Elementary functions (exp, log, tanh,
+...) of a library are granted twice that, an error of one ulp.
 
 **A contraction of n terms p_1 .. p_n**, in any order, blocking or tree, with or without FMA: every partial sum is the
 sum of a subset of the terms, so none exceeds m = max(sum of positive terms, sum of negative terms)
@@ -33,11 +34,15 @@ instrument is deterministic.
 follows Student's t with K degrees of freedom; the bound is the two-sided quantile for `FAILURE_PROBABILITY` per element
 times the deviation. For a single rounding, where Gauss does not apply, that is above the worst case u |y|.
 
+**Decisions.** `np.where(x <= 0, 0, d)` jumps by d where rounding turns the sign of x. A machine may turn it wherever the
+bound of x reaches 0, however rarely, and a jump that comes once in a thousand draws would show in none of the few
+sketches. So every sketch decides by x + CONFIDENCE times its error: it turns what the bound can turn, more often than a
+machine does. All choices by one comparison turn together, so a function that does not jump there is not charged.
+
 **Limits.** First order except in exp, log, sqrt, products, quotients and maxima, which are propagated exactly; so
-relative deviations must stay well below 1. Decisions (x > 0) are those of the true values; `undecided` counts those
-that rounding could turn. A rounding that is systematically biased is not covered beyond the confidence factor (long
-sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64 deviation. Overflow in the
-format, where the truth does not overflow, is not modelled: it fails the comparison.
+relative deviations must stay well below 1. A rounding that is systematically biased is not covered beyond the
+confidence factor (long sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64
+deviation. Overflow in the format, where the truth does not overflow, is not modelled: it fails the comparison.
 """
 
 from __future__ import annotations
@@ -62,11 +67,12 @@ _BITS = np.arange(SKETCHES, dtype=np.uint64)
 
 
 class Format(NamedTuple):
-    """A floating-point format: round to nearest, gradual underflow."""
+    """A floating-point format: round to nearest, gradual underflow or none."""
 
     name: str
     precision: int  # bits of the significand, the hidden one included
     smallest_exponent: int  # the smallest subnormal is 2**smallest_exponent
+    flushes: bool = False  # a result below the smallest normal number may become 0
 
     @property
     def unit_roundoff(self) -> float:
@@ -75,12 +81,19 @@ class Format(NamedTuple):
 
     @property
     def smallest_subnormal(self) -> float:
-        """The error of one underflow; 0 where float64 cannot hold it (longdouble)."""
+        """The smallest positive number; 0 where float64 cannot hold it (longdouble)."""
         return 2.0**self.smallest_exponent if self.smallest_exponent >= -1074 else 0.0
 
+    @property
+    def underflow(self) -> float:
+        """The most that one underflow loses: the smallest subnormal, or the smallest normal where it is flushed."""
+        return self.smallest_subnormal * (2.0 ** (self.precision - 1) if self.flushes else 1.0)
 
+
+# Where a processor has an instruction that rounds to bfloat16 (x86: VCVTNEPS2BF16), it flushes, whatever its flags say
+# (Intel's manual, volume 2), and oneDNN uses it. There a sum may underflow, too; otherwise a subnormal sum is exact.
 FORMATS = {
-    "bfloat16": Format("bfloat16", 8, -133),
+    "bfloat16": Format("bfloat16", 8, -133, flushes=True),
     "float16": Format("float16", 11, -24),
     "float32": Format("float32", 24, -149),
     "float64": Format("float64", 53, -1074),
@@ -130,15 +143,14 @@ CONFIDENCE = student_quantile(FAILURE_PROBABILITY, SKETCHES)
 
 
 class Ledger:
-    """What one run of the analysis counts: rounding operations (they salt the signs) and fragile decisions."""
+    """What one run of the analysis counts: rounding operations, which salt the signs."""
 
     operations = 0
-    undecided = 0
 
     @classmethod
     def reset(cls) -> None:
         """Start a run: makes its signs independent of what ran before."""
-        cls.operations = cls.undecided = 0
+        cls.operations = 0
 
 
 @_QUIET
@@ -349,10 +361,10 @@ class Tracked(NDArrayOperatorsMixin):
             return ufunc(*(x.value if isinstance(x, Tracked) else x for x in inputs))
         operands = [self._lift(x) for x in inputs]
         if ufunc in _COMPARISONS:
-            if ufunc not in (np.equal, np.not_equal):  # those ask for a special value (-inf, 0, no change)
-                difference = operands[0] - operands[1]
-                Ledger.undecided += int((np.abs(difference.value) < difference.bound()).sum())
-            return ufunc(operands[0].value, operands[1].value)
+            holds = ufunc(operands[0].value, operands[1].value)
+            if ufunc in (np.equal, np.not_equal):  # they ask for a special value (-inf, 0, no change)
+                return holds
+            return _decide(ufunc, holds, operands[0] - operands[1])
         if ufunc in _CONTRACTIONS:
             return _contract(ufunc, operands[0], operands[1], operands[0].shape[-1])
         if ufunc is np.power:
@@ -383,8 +395,27 @@ class Tracked(NDArrayOperatorsMixin):
         return Tracked(np.asarray(values), np.asarray(noises, dtype=_NOISE), self.format)
 
 
+class Decision:
+    """Where a comparison holds in truth, and in each sketch: what `np.where` chooses by, and nothing else."""
+
+    def __init__(self, holds: np.ndarray, sketches: np.ndarray) -> None:
+        self.holds, self.sketches = holds, sketches
+
+    def _cannot_convert(self, *args: object, **kwargs: object) -> Any:
+        raise TypeError("Tracked: a comparison can only be the condition of np.where: elsewhere its error would be lost")
+
+    __bool__ = __array__ = _cannot_convert
+
+
+def _decide(comparison: np.ufunc, holds: np.ndarray, difference: Tracked) -> Decision:
+    """The comparison of the difference with 0 in each sketch, as far as its bound reaches (see the docstring above)."""
+    reach = CONFIDENCE * difference.sketches
+    return Decision(holds, np.where(reach == 0, _along(holds), comparison(_narrow(difference.value) + reach, 0)))
+
+
 def _plain_index(index: Any) -> Any:
-    if isinstance(index, Tracked) or (isinstance(index, tuple) and any(isinstance(i, Tracked) for i in index)):
+    errors = Tracked, Decision
+    if isinstance(index, errors) or (isinstance(index, tuple) and any(isinstance(i, errors) for i in index)):
         raise TypeError("Tracked: cannot be an index")
     return index
 
@@ -414,11 +445,13 @@ def _pack(value: np.ndarray, sketches: np.ndarray, format: Format) -> Tracked:
 
 
 def _rounded(value: np.ndarray, sketches: Any, amplitude: np.ndarray, format: Format, underflows: Any = 0) -> Tracked:
-    """Add a rounding of u * amplitude, and smallest subnormals: `underflows` times, or where and as often as it says."""
+    """Add a rounding of u * amplitude, and underflows: as many as said, or where and as often as an array of them says."""
     if not isinstance(underflows, np.ndarray):
         underflows = underflows * (value != 0)  # an exact 0 comes of nothing that could underflow
+        if format.flushes:
+            underflows = np.maximum(underflows, amplitude > 0)
     size = format.unit_roundoff * np.asarray(amplitude, dtype=np.float64)
-    size = (size + format.smallest_subnormal * underflows) / math.sqrt(3.0)
+    size = (size + format.underflow * underflows) / math.sqrt(3.0)
     return _pack(value, sketches + size[..., None] * _signs(value), format)
 
 
@@ -658,6 +691,10 @@ def _where(condition: Any, a: Any = None, b: Any = None) -> Any:
         raise TypeError("Tracked: np.where needs a boolean array as condition, and both choices")
     template = a if isinstance(a, Tracked) else b
     a, b = template._lift(a), template._lift(b)
+    if isinstance(condition, Decision):
+        value = np.where(condition.holds, a.value, b.value)
+        chosen, other = (_narrow(x.value - value) + x.sketches for x in (a, b))
+        return _pack(value, np.where(condition.sketches, chosen, other), template.format)
     value, noise = np.where(condition, a.value, b.value), np.where(condition, a.noise, b.noise)
     return Tracked(value, noise, template.format)
 
@@ -789,8 +826,3 @@ def bound_of(function: Callable[..., Any], *arrays: Any, format: str | Format, f
     """(truth, bound) of function(*arrays): longdouble values and elementwise bounds of a run in `format`."""
     result = run_tracked(function, *arrays, format=format)
     return truth_of(result), bounds_in(result, factor)
-
-
-def undecided() -> int:
-    """How many comparisons of the last tracked run could come out otherwise in the format: the truth may not apply."""
-    return Ledger.undecided
