@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blog import source
-from blog.facts import bounds, worst_of
+from blog.facts import QUOTIENT, bounds, worst_of
 from blog.markup import code_lines, math
 from blog.source import Symbol
 
@@ -202,7 +202,8 @@ def _equation_html(equation: Equation, note: Note | None) -> str:
     if equation.twin:
         links.append(f'<a href="{href(equation.twin)}" title="{equation.twin.path}">twin</a>')
     if equation.spec and note and note.tests:
-        ratio = f" {_shown(max(note.worst.values()))}" if note.worst else ""
+        worst = [ratio for witness, ratio in note.worst.items() if witness != QUOTIENT]
+        ratio = f" {_shown(max(worst))}" if worst else ""
         title = f"{note.tests[0].text}{', worst error/bound' + ratio if ratio else ''}"
         links.append(f'<a href="{href(note.tests[0])}" title="{title}">proof{ratio}</a>')
     badges = f'<span class="to">{" ".join(links)}</span>' if links else ""

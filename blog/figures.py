@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from blog import post
 from blog.facts import result
-from train import evidence, run_folder
+from train import ablate, evidence, ladder, pitfalls, run_folder
 from train.attention import draw, draw_view
 from train.attention_page import renewed
 from train.benchmarks.report import plot_steps
@@ -24,7 +24,7 @@ from train.configuration import View as ViewName
 from train.evidence import BENCHMARKS, LOGS
 from train.experiment_plots import plot_ablation, plot_induction, plot_ladder, plot_pitfall
 from train.looking import Reading, attention_caches, look, pair_reading
-from train.plots import plot_complexity, plot_loss
+from train.plots import loss_text, plot_complexity, plot_loss, training_has
 from train.positions import positions
 from train.run_folder import STACKS
 from train.trained import load_twin
@@ -71,15 +71,22 @@ def main() -> None:
         if word in figure.path.as_posix():
             figure.draw(figure.path)
             print(figure.path.relative_to(LOGS.parent.parent))
-    for page in attention_pages():
-        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, text in texts():
+        path.write_text(text, encoding="utf-8")
     evidence.main()
     post.main()
 
 
-def attention_pages() -> list[Path]:
-    """The attention pages that runs have left: their numbers stay, the page around them is today's."""
-    return sorted(LOGS.glob(f"*/{run_folder.PAGE}"))
+def texts() -> Iterator[tuple[Path, str]]:
+    """The attention pages and the reports of the experiments as today's code writes them around their numbers."""
+    for page in sorted(LOGS.glob(f"*/{run_folder.PAGE}")):
+        yield page, renewed(page.read_text(encoding="utf-8"))
+    if content := result("ablation"):
+        yield LOGS / "ablation" / ablate.TABLE, ablate.report(content)
+    if content := result("ladder"):
+        yield LOGS / "ladder" / ladder.TABLE, ladder.table(content)
+    if content := result("pitfalls"):
+        yield LOGS / "pitfalls" / pitfalls.GALLERY, pitfalls.gallery(content["pitfalls"])
 
 
 def figures() -> Iterator[Figure]:
@@ -122,8 +129,9 @@ def _loss(folder: Path, path: Path) -> None:
     exact = [record for record in records if record.get("exact")][-1]
     unit = next(key.removeprefix("bits_per_") for key in exact if key.startswith("bits_per_"))
     name = options["corpus"] if options["task"] == "language_model" else options["task"].replace("_", " ")
-    title = f"{name}: exact validation loss {exact['validation_loss']:.4f} nats per {unit}"
-    plot_loss(records, path, title, run_folder.references(folder), unit)
+    title = f"{name}: exact validation loss {loss_text(exact['validation_loss'])} nats per {unit}"
+    has = training_has(options["dropout"], options["label_smoothing"])
+    plot_loss(records, path, title, run_folder.references(folder), unit, has)
 
 
 def _view(view: View, name: str, model: Path, path: Path) -> None:

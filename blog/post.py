@@ -19,6 +19,7 @@ from train.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent
 WIDTH = 119
+NARROW = 80  # of what a test said: the column of the site has no more
 GLUE = "\u2060"  # holds a formula or a piece of code together while lines are broken
 FORMULA_OR_CODE = re.compile(r"\$[^$]+\$|`[^`]+`")
 PROSE = re.compile(r"\s*(\*\*|\*|\[(?!!))?[^\W\d_]")  # not a heading, list, table, fence, formula, figure or tag
@@ -146,7 +147,7 @@ def mutant(name: str) -> str:
             f"[{test}](../{path}) answered:",
             "",
             "```",
-            textwrap.fill(verdict["message"], WIDTH - 30, break_long_words=False, break_on_hyphens=False),
+            textwrap.fill(verdict["message"], NARROW, break_long_words=False, break_on_hyphens=False),
             "```",
         ]
     )

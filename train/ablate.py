@@ -57,12 +57,17 @@ def ablate(config: AblateConfig) -> str:
         "environment": environment(),
         "variants": results,
     }
-    questions = {name: study["question"] for name, study in _studies().items() if name != BASELINE}
-    text = table(results, questions, options, config.seeds)
+    text = report(result)
     write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
     write_atomically(folder / TABLE, text.encode())
     plot_ablation(results, folder / PLOT)
     return text + f"\nin {folder}: {RUNS}, {RESULT}, {TABLE}, {PLOT}"
+
+
+def report(result: dict[str, Any]) -> str:
+    """The table in Markdown from what is in ablation.json."""
+    questions = {name: study["question"] for name, study in _studies().items() if name != BASELINE}
+    return table(result["variants"], questions, result["baseline"], result["seeds"])
 
 
 def plan(config: AblateConfig) -> tuple[dict[str, Any], list[Variant]]:
@@ -155,7 +160,7 @@ def table(results: Sequence[dict[str, Any]], questions: dict[str, str], options:
         f"Baseline: {told}.",
         "",
         "| variant | parameters | exact validation loss, nats/char | minus baseline | p | verdict at 5 % |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
     study = BASELINE
     for result in results:

@@ -45,7 +45,7 @@ def draw(stacks: Sequence[Stack], path: Path) -> list[Path]:
     """Draws every head of every layer: one picture, or one for each stack of an encoder-decoder; their paths."""
     paths = [_path_of(stack, path) for stack in stacks]
     for stack, name in zip(stacks, paths, strict=True):
-        plot_attention(stack.weights, stack.rows, stack.columns, name, f"{stack.title}: {WHO}")
+        plot_attention(stack.weights, stack.rows, stack.columns, name, f"{stack.title}: {_who(stack)}")
     return paths
 
 
@@ -58,10 +58,10 @@ def draw_view(
         path, rows, columns, name = _path_of(stack, Path(config.output)), stack.rows, stack.columns, f"layer {layer}"
         match config.view:
             case "layer":
-                plot_attention({name: stack.weights[name]}, rows, columns, path, f"{stack.title}: {WHO}")
+                plot_attention({name: stack.weights[name]}, rows, columns, path, f"{stack.title}: {_who(stack)}")
             case "head":
                 only = {name: stack.weights[name][head : head + 1]}
-                plot_attention(only, rows, columns, path, f"{stack.title}: {WHO}", [f"{name}, head {head}"])
+                plot_attention(only, rows, columns, path, f"{stack.title}: {_who(stack)}", [f"{name}, head {head}"])
             case "rollout":
                 if stack.name == "cross":
                     continue
@@ -76,7 +76,11 @@ def draw_view(
     return paths
 
 
-WHO = "who (down) attends to whom (across)"
+def _who(stack: Stack) -> str:
+    """What the rows and columns of its maps are; cross-attention's rows are what is written next, not what was read."""
+    if stack.name == "cross":
+        return "what is looked at (across) while each symbol (down) is written"
+    return "who (down) attends to whom (across)"
 
 
 def _path_of(stack: Stack, path: Path) -> Path:

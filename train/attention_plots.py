@@ -94,6 +94,7 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
     Of more than MOST_TRACED tokens the last ones are shown, and the title says so. Scores are white where the mask is."""
     rows, columns = ([label(symbol) for symbol in labels] for labels in (row_labels, column_labels))
     T, S = len(rows), len(columns)
+    title += " (blue above 0, orange below)"
     if max(T, S) > MOST_TRACED:
         title += f"\n(the last {MOST_TRACED} of {max(T, S)} tokens; sums are over all)"
     t, s = slice(-MOST_TRACED, None), slice(-MOST_TRACED, None)
@@ -157,7 +158,7 @@ def _map(
     axes.tick_params(length=0, pad=1.5, labelsize=7)
     axes.set_yticks(range(len(rows or ())), rows or ())
     axes.set_xticks(range(len(columns or ())), columns or ())
-    axes.set_xlabel("0 to 1" if of_weights else f"$\\pm${most:.2g}", fontsize=7, labelpad=2)
+    axes.set_xlabel("0 to 1" if of_weights else f"−{most:.2g} to {most:.2g}", fontsize=7, labelpad=2)
     axes.set_ylabel(ylabel, fontsize=7)
     if columns and max(values.shape) <= MOST_NUMBERS:
         _write_numbers(axes, np.ma.masked_array(values), 2 if of_weights else 1, 0.4 if of_weights else 0.75 * most, 6)

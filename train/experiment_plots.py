@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.plots import BLUE, ORANGE, VERMILION, _figure, _save, _style
+from train.plots import BLUE, PURPLE, VERMILION, _figure, _save, _style
 
 Result = Mapping[str, Any]
 LINEAR_TO = 0.02  # nats per character: differences below it are drawn to scale, larger ones by their logarithm
@@ -28,18 +28,27 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
         axes.axvline(0, color="black", linewidth=0.8)
         axes.set_xscale("symlog", linthresh=LINEAR_TO)
         edge = max([abs(row["difference"]) + row["difference_interval"] for row in rows], default=1.0)
-        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if tick < 1.2 * edge]
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if tick < 1.5 * edge]
         lowest = min([row["difference"] - row["difference_interval"] for row in rows], default=-1.0)
         ticks = [-tick for tick in reversed(ticks) if tick < -1.5 * lowest] + [0.0, *ticks]
-        axes.set_xticks(ticks, labels=[f"{tick:+g}" if tick else "0" for tick in ticks], fontsize=8.5)
+        axes.set_xticks(ticks, labels=[f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks], fontsize=8.5)
         axes.minorticks_off()
-        axes.set_yticks(range(len(rows)), [f"{row['study']}: {row['name']}" for row in rows], fontsize=9)
+        axes.set_yticks(range(len(rows)), [_variant(row["study"], row["name"]) for row in rows], fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("exact validation loss minus the baseline's (nats per character)")
+        axes.set_xlabel(
+            "exact validation loss minus the baseline's (nats per character), with 95 % intervals;\n"
+            f"the axis is linear up to ±{LINEAR_TO:g} and logarithmic beyond"
+        )
         axes.set_title("One change at a time: left is better; grey: no difference shown (5 %, Holm)")
         _save(figure, path)
+
+
+def _variant(study: str, name: str) -> str:
+    """What a row is called: the study, unless the variant's name begins with it."""
+    study = study.replace("-", " ")
+    return name if name.startswith(study) else f"{study}: {name}"
 
 
 def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, path: str | os.PathLike[str]) -> None:
@@ -49,7 +58,7 @@ def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, pat
     with _style():
         figure = _figure(7.5, 8)
         loss, previous, following = figure.subplots(3, 1, sharex=True)
-        for name, color, style in (("loss_seen", VERMILION, "-"), ("loss_new", ORANGE, "-")):
+        for name, color, style in (("loss_seen", VERMILION, "-"), ("loss_new", PURPLE, "-.")):
             kind = "seen before" if name == "loss_seen" else "new"
             loss.plot(steps, [r[name] for r in histories[deep]], color=color, linestyle=style, label=f"{kind}, two layers")
         flat_steps = [r["step"] for r in histories[flat]]
@@ -73,6 +82,7 @@ def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, pat
         previous.set_title("Previous-token score of every head")
         following.set(title="Induction score of every head", xlabel="step")
         following.margins(x=0.02)
+        following.xaxis.set_major_formatter("{x:,g}")
         _save(figure, path)
 
 
@@ -86,20 +96,26 @@ def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLi
         figure = _figure(10, 3.6)
         loss, norms, entropy = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
         shown: list[str] = []
-        for record, color, name in ((right, BLUE, "as it should be"), (wrong, VERMILION, "with the mistake")):
+        # What is right lies below, broad, so that it can be seen where the two are one.
+        for record, color, name, wide in (
+            (right, BLUE, "as it should be", 2.0),
+            (wrong, VERMILION, "with the mistake", 1.0),
+        ):
             training = np.array([(r["step"], r["train_loss"]) for r in record["log"] if "train_loss" in r])
             checked = np.array([(r["step"], r["validation_loss"]) for r in record["log"] if "validation_loss" in r])
             if len(training):
-                loss.plot(*training.T, color=color, linewidth=1.0, alpha=0.75, label=f"{name}: training")
+                loss.plot(*training.T, color=color, linewidth=wide, alpha=0.75, label=f"{name}: training")
             if len(checked):
-                loss.plot(*checked.T, color=color, marker="D", markersize=3.5, linestyle=":", label=f"{name}: validation")
-            _plot_norms(record["looks"], color, norms)
-            shown = _plot_entropies(record["looks"], color, entropy) or shown
+                dots: Any = {"marker": "D", "markersize": 2.5 + wide, "linestyle": ":", "linewidth": 1.2 * wide}
+                loss.plot(*checked.T, color=color, label=f"{name}: validation", **dots)
+            _plot_norms(record["looks"], color, 1.2 * wide, norms)
+            shown = _plot_entropies(record["looks"], color, 1.2 * wide, entropy) or shown
         loss.set(xlabel="step", ylabel="loss (nats per character)", title="Loss", ylim=(0, None))
         handles = loss.get_legend_handles_labels()[0]
         for layer, style in zip(shown, LAYER_STYLES, strict=False):
             handles.append(Line2D([], [], color="#444444", linestyle=style, linewidth=1.3, label=layer))
         norms.set(yscale="log", title="Gradient norm (dashed: after step 1)", ylabel="nats per unit of parameter")
+        _few_ticks(norms)
         norms.set_xticks(norms.get_xticks(), norms.get_xticklabels(), rotation=40, ha="right", fontsize=8)
         entropy.set(xlabel="step", title="Entropy of attention", ylabel="nats, mean over heads", ylim=(0, None))
         figure.suptitle(title, weight="bold")
@@ -111,7 +127,19 @@ LAYER_STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1))) * 8
 SHORT = {"token_embedding": "tokens", "position_embedding": "positions", "blocks.": "", "final_norm": "norm", ".": " "}
 
 
-def _plot_norms(looks: Sequence[Result], color: str, axes: Any) -> None:
+def _few_ticks(axes: Any) -> None:
+    """Labels at the powers of ten; where there are fewer than two of them, also at twice and five times those."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    powers = np.floor(np.log10(high)) - np.ceil(np.log10(low)) + 1
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if powers > 1 else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if powers <= 2:
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _plot_norms(looks: Sequence[Result], color: str, wide: float, axes: Any) -> None:
     """Gradient norms by layer, after the first step and at the end."""
     for look, style in zip((looks[:1], looks[-1:]), ("--", "-"), strict=True):
         for record in look:
@@ -120,17 +148,17 @@ def _plot_norms(looks: Sequence[Result], color: str, axes: Any) -> None:
                 names = [name.replace(long, short) for name in names]
             names = [f"block {name}" if name.isdigit() else name for name in names]
             values = [value if np.isfinite(value) and value > 0 else np.nan for value in record["gradient_norm"].values()]
-            axes.plot(names, values, color=color, linestyle=style, marker="o", markersize=3.5)
+            axes.plot(names, values, color=color, linestyle=style, linewidth=wide, marker="o", markersize=2.5 + wide)
 
 
-def _plot_entropies(looks: Sequence[Result], color: str, axes: Any) -> list[str]:
+def _plot_entropies(looks: Sequence[Result], color: str, wide: float, axes: Any) -> list[str]:
     """Mean entropies by layer against steps; the names of the layers."""
     records = [look for look in looks if "entropy" in look]
     names = list(records[0]["entropy"]) if records else []
     names = [name for name in names if name.endswith("cross_attention")] or names
     for name, style in zip(names, LAYER_STYLES, strict=False):
         means = [float(np.mean(look["entropy"][name])) for look in records]
-        axes.plot([look["step"] for look in records], means, color=color, linestyle=style, linewidth=1.3)
+        axes.plot([look["step"] for look in records], means, color=color, linestyle=style, linewidth=wide)
     return [f"attention of layer {layer}" for layer in range(len(names))]
 
 
@@ -151,5 +179,5 @@ def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None
         axes.set_xlim(left, max(losses) + 0.45 * (max(losses) - min(losses)) + 0.05)
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("exact validation loss (nats per character)")
-        axes.set_title("From bigram to transformer, one idea a rung")
+        axes.set_title("From bigram to GPT, one idea a rung")
         _save(figure, path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def ladder(config: LadderConfig) -> str:
     ]
     content = {"options": {name: job.options for name, job in jobs.items()}, "environment": environment(), "rungs": results}
     write_atomically(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
-    text = table(results)
+    text = table(content)
     write_atomically(folder / TABLE, text.encode())
     plot_ladder(results, folder / PLOT)
     return text + f"\nin {folder}: {RUNS}, {RESULT}, {TABLE}, {PLOT}"
@@ -71,11 +71,20 @@ def bigram(options: Mapping[str, Any]) -> Record:
     return {"loss": float(loss), "parameters": V * V, "sample": vocabulary.decode(np.array(written)), "cpu_seconds": None}
 
 
-def table(results: Sequence[Mapping[str, Any]]) -> str:
-    """The Markdown table, and the beginning of each rung's sample."""
-    lines = ["| rung | the idea | parameters | exact loss, nats/char |", "| --- | --- | --- | --- |"]
+def table(content: Mapping[str, Any]) -> str:
+    """The Markdown table from what is in ladder.json, the plot, and the beginning of each rung's sample."""
+    results, trained = content["rungs"], list(content["options"].values())
+    (steps,), (corpus,) = ({options[name] for options in trained} for name in ("steps", "corpus"))
+    lines = [
+        "Every rung has one idea more than the one above it. The first is counted, the others are trained for",
+        f"{steps:,} steps, all on the same part of `{corpus}`; the loss is the mean over all of the rest.",
+        "",
+        "| rung | the idea | parameters | exact loss, nats/char |",
+        "| --- | --- | ---: | ---: |",
+    ]
     for result in results:
         lines.append(f"| {result['rung']} | {result['idea']} | {result['parameters']:,} | {result['loss']:.4f} |")
+    lines += ["", f"![loss of every rung]({PLOT})", "", "What each of them writes:"]
     for result in results:
         lines += ["", f"{result['rung']}:", ""]
         lines += [f"    {line}".rstrip() for line in result["sample"].strip("\n").splitlines()[:SAMPLE_LINES]]

@@ -24,6 +24,11 @@ PITFALLS_FILE = Path(__file__).with_name("pitfalls.toml")
 RUNS, RESULT, GALLERY = "runs.jsonl", "pitfalls.json", "pitfalls.md"
 LOOKS = 15  # in a run
 SAMPLE_LINES = 8
+ABOUT = (
+    "Each mistake is trained beside the run as it should be, from the same seed. In the pictures blue is right, and",
+    "orange has the mistake: the loss; the norm of the gradient of every layer, after the first step (dashed) and after",
+    "the last; the entropy of the attention of every layer, which is 0 where a token looks at one other alone.",
+)
 
 
 class Pitfall(NamedTuple):
@@ -111,7 +116,7 @@ def _rounded(value: Any) -> Any:
 
 def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The gallery in Markdown, a section per pitfall, from what is in pitfalls.json."""
-    lines = ["# What mistakes look like", ""]
+    lines = ["# What mistakes look like", "", *ABOUT, ""]
     for name, result in results.items():
         right, wrong = result["right"], result["with_the_mistake"]
         lines += [

@@ -46,12 +46,14 @@ def plot_loss(
     title: str,
     references: Mapping[str, float] | None = None,
     unit: str = "character",
+    training_has: Sequence[str] = (),
 ) -> None:
     """Training and validation loss against steps, in nats per `unit`.
 
     `log_records` are the lines of log.jsonl: "step" with "train_loss" or "validation_loss"; records without either are
     passed over. The training loss is drawn as it is, light, and smoothed. A validation loss with "exact" false is an
-    estimate, and is drawn and named as one. `references` are named horizontal lines.
+    estimate, and is drawn and named as one. `references` are named horizontal lines. `training_has` names what the training
+    loss has and the validation loss has not, such as dropout.
     Raises ValueError if there is no finite loss at all.
     """
     training = _series(log_records, "train_loss")
@@ -64,7 +66,8 @@ def plot_loss(
         axes = figure.add_subplot()
         if len(training):
             axes.plot(training[:, 0], training[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
-            axes.plot(training[:, 0], _smoothed(training[:, 1]), color=BLUE, label="training batches, smoothed")
+            label_text = "training batches, smoothed" + (f"\n(with {' and '.join(training_has)})" if training_has else "")
+            axes.plot(training[:, 0], _smoothed(training[:, 1]), color=BLUE, label=label_text)
         if len(estimates):
             axes.plot(*estimates.T, color=ORANGE, marker="o", markersize=3.5, label="validation, estimate")
         if len(exact):
@@ -74,9 +77,21 @@ def plot_loss(
         for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, "black") * 9, strict=False):
             axes.axhline(value, color=color, linestyle="--", linewidth=1.2, label=f"{name}: {value:.3f}")
         axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", title=title)
+        axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
         axes.legend(loc="upper right")
         _save(figure, path)
+
+
+def loss_text(loss: float, digits: int = 4) -> str:
+    """A loss with so many decimals, or with two digits where those would be nothing but zeros."""
+    return f"{loss:.{digits}f}" if loss >= 10 ** (1 - digits) or loss == 0 else f"{loss:.1e}"
+
+
+def training_has(dropout: float, label_smoothing: float) -> list[str]:
+    """What makes the training loss of a run higher than the validation loss of the same model."""
+    found = {"dropout": dropout, "label smoothing": label_smoothing}
+    return [f"{name} {rate:g}" for name, rate in found.items() if rate]
 
 
 def plot_attention(
@@ -123,7 +138,7 @@ def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, f
                 axes.plot(*points.T, color=color, marker=marker, markersize=4.5, label=text)
             axes.set(xscale="log", yscale="log", xlabel="length T (tokens)", ylabel=label_text)
             lengths = sorted({record["T"] for record in records})[::2]
-            axes.set_xticks(lengths, labels=[str(T) for T in lengths])
+            axes.set_xticks(lengths, labels=[f"{T:,}" for T in lengths])
             axes.minorticks_off()
             axes.legend(loc="upper left")
         _save(figure, path)
@@ -161,9 +176,11 @@ def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLik
         axes.set_xticks(range(len(witnesses)), witnesses, fontsize=9)
         axes.set_yticks(range(rows), list(ratios), fontsize=7)
         axes.tick_params(length=0)
-        figure.colorbar(
-            image, ax=axes, extend="max", label="log10(error/bound)", shrink=min(1.0, 4 / figure.get_figheight())
+        bar = figure.colorbar(
+            image, ax=axes, extend="both", label="error/bound", shrink=min(1.0, 4 / figure.get_figheight())
         )
+        decades = range(FAINTEST, 1)
+        bar.set_ticks(list(decades), labels=[f"{10.0**decade:g}" for decade in decades])
         _save(figure, path)
 
 
@@ -178,19 +195,21 @@ def plot_positions(
     """How order enters: a table of positions (T, D), the cosine of every two rows (T, T), the same against the distance, a
     line (N,) for each kind, and ALiBi's penalties for slopes (H,)."""
     with _style():
-        figure = _figure(9, 7.6)
+        figure = _figure(9, 7.8, gap=0.05)
         (of_table, of_pairs), (of_distance, of_alibi) = figure.subplots(2, 2)
         most = float(np.abs(table).max())
         image = of_table.imshow(table, cmap=signed_colors(), vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
         of_table.set(title=f"{name} positions", xlabel="channel", ylabel="position (tokens)")
         figure.colorbar(image, ax=of_table, pad=0.02)
         most = float(np.abs(similarity).max())
-        image = of_pairs.imshow(similarity, cmap=signed_colors(), vmin=-most, vmax=most, interpolation="nearest")
-        of_pairs.set(title="cosine of every two of them", xlabel="position", ylabel="position")
+        image = of_pairs.imshow(
+            similarity, cmap=signed_colors(), vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
+        )
+        of_pairs.set(title="cosine of every two of them", xlabel="position (tokens)", ylabel="position (tokens)")
         figure.colorbar(image, ax=of_pairs, pad=0.02)
         for (kind, values), color, style in zip(lines.items(), (BLUE, VERMILION, GREEN), ("-", "--", "-."), strict=False):
             of_distance.plot(values, color=color, linestyle=style, label=kind)
-        of_distance.set(title="dot product against distance", xlabel="distance (tokens)", ylabel="part of that with itself")
+        of_distance.set(title="dot product against distance", xlabel="distance (tokens)", ylabel="relative to distance 0")
         of_distance.legend(loc="upper right")
         distances = np.arange(len(table))
         for head, slope in enumerate(slopes):
@@ -290,7 +309,13 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 def _annotate_last(axes: "Axes", series: np.ndarray) -> None:
     step, value = series[-1]
     axes.annotate(
-        f"{value:.3f}", (step, value), xytext=(0, 9), textcoords="offset points", ha="right", color=VERMILION, weight="bold"
+        loss_text(value, 3),
+        (step, value),
+        xytext=(0, 9),
+        textcoords="offset points",
+        ha="right",
+        color=VERMILION,
+        weight="bold",
     )
 
 
@@ -300,12 +325,13 @@ def _style() -> Any:
     return matplotlib.rc_context(STYLE)
 
 
-def _figure(width: float, height: float) -> "Figure":
-    """An empty figure of that size in inches, drawn by Agg."""
+def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
+    """An empty figure of that size in inches, drawn by Agg, with a gap between its panels as a share of one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(hspace=gap, wspace=gap))
     FigureCanvasAgg(figure)
     return figure
 

@@ -14,7 +14,7 @@ from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_to
 from train.looking import Reading, look, pair_reading
 from train.loop import Outcome, Trainer, prepare
 from train.parallel import connected
-from train.plots import plot_loss
+from train.plots import loss_text, plot_loss, training_has
 from train.trained import Trained
 
 EXCERPT_LINES = 12
@@ -46,9 +46,10 @@ def _write_sample(trainer: Trainer) -> str:
 def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
     config, unit = trainer.config, trainer.task.unit
     name = config.corpus if config.task == "language_model" else config.task.replace("_", " ")
-    title = f"{name}: exact validation loss {outcome.validation_loss:.4f} nats per {unit}"
+    title = f"{name}: exact validation loss {loss_text(outcome.validation_loss)} nats per {unit}"
     folder = trainer.folder
-    plot_loss(run_folder.read_log(folder), folder / run_folder.LOSS, title, run_folder.references(folder), unit)
+    has = training_has(config.model.dropout, config.label_smoothing)
+    plot_loss(run_folder.read_log(folder), folder / run_folder.LOSS, title, run_folder.references(folder), unit, has)
 
 
 def _draw_attention(trainer: Trainer) -> None:

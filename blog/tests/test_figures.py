@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blog.figures import attention_pages, figures
+from blog.figures import figures, texts
 from blog.source import ROOT
-from train.attention_page import renewed
 
 ANTIALIASING = (
     48  # of 255 levels: rounding may shade an edge otherwise on another processor, a changed digit is black on white
@@ -39,11 +38,11 @@ def test_no_figure_is_stale(name, tmp_path):
     assert is_as(ROOT / name, again), "run: make figures"
 
 
-def test_no_attention_page_is_stale():
-    assert attention_pages()
-    for path in attention_pages():
-        page = path.read_text(encoding="utf-8")
-        assert renewed(page) == page, f"{path.parent.name}: run: make figures"
+def test_no_page_and_no_report_is_stale():
+    found = dict(texts())
+    assert {path.name for path in found} == {"attention.html", "ablation.md", "ladder.md", "pitfalls.md"}
+    for path, text in found.items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.relative_to(ROOT)}: run: make figures"
 
 
 def test_a_changed_digit_would_be_noticed(tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from train.plots import BLUE, GREEN, ORANGE, _figure, _save, _style
+from train.plots import BLUE, VERMILION, _figure, _save, _style
 from train.run_folder import environment
 
 YARDSTICK = "nanoGPT"
@@ -20,6 +20,9 @@ STAND_IN = "torch.nn"
 STAND_IN_FACTOR = {"small": 0.87, "large": 0.98}
 GOALS = {"spec": 1.0, "twin": 0.6}  # step, over the yardstick's
 DECODING_GOAL = 10.0  # cached, over the yardstick's sampler
+PALE = "#9ecae1"
+MARKS = (("forward", BLUE, "o", "forward alone"), ("gradients", VERMILION, "D", "forward and backward alone"))
+BESIDE: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 9}
 
 
 def machine() -> dict[str, Any]:
@@ -68,23 +71,30 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
-    """One panel per shape, one bar per contender: forward, backward, and the rest of the step."""
+    """One panel per shape, one bar per contender: the step, with half the distance of its quartiles to either side.
+
+    Forward alone and forward with backward were measured in calls of their own, so they are marks, not parts of the bar."""
     with _style():
-        figure = _figure(5.5 * len(tables) + 0.5, 3.6)
+        figure = _figure(5.5 * len(tables) + 0.5, 3.8)
         for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
             records = sorted(table["records"], key=lambda record: -record["step"])
-            left = [0.0] * len(records)
-            for phase, color in (("forward", BLUE), ("backward", ORANGE), ("clipping, AdamW", GREEN)):
-                widths = [_phases(record)[phase] * 1e3 for record in records]
-                axes.barh([record["name"] for record in records], widths, left=left, color=color, label=phase, height=0.65)
-                left = [start + width for start, width in zip(left, widths, strict=True)]
-            for position, record in enumerate(records):
-                end = max(record["step"], record["gradients"])
-                axes.text(end * 1e3, position, f" {record['step'] * 1e3:.0f}", va="center", fontsize=9)
-            axes.set(xlabel="one training step (ms)", title=f"{name}: {_shape_text(table['shape'])}")
+            places = range(len(records))
+            steps, spreads = ([1e3 * record[key] for record in records] for key in ("step", "spread"))
+            whiskers = {"xerr": spreads, "error_kw": {"elinewidth": 1.2, "capsize": 3}}
+            axes.barh(places, steps, color=PALE, height=0.65, label="training step, median and spread", **whiskers)
+            for key, color, marker, label in MARKS:
+                times = [1e3 * record[key] for record in records]
+                axes.plot(times, places, color=color, marker=marker, markersize=6, linestyle="", label=label)
+            for place, record in enumerate(records):
+                end = 1e3 * max(record["step"] + record["spread"], record["gradients"])
+                axes.annotate(f"{1e3 * record['step']:,.0f}", (end, place), xytext=(7, 0), **BESIDE)
+            axes.set_yticks(places, [record["name"] for record in records])
+            axes.set(xlabel="time (ms)", title=f"{name}: {_shape_text(table['shape'])}")
+            axes.xaxis.set_major_formatter("{x:,g}")
             axes.margins(x=0.12)
             axes.grid(axis="y", visible=False)
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        handles = axes.get_legend_handles_labels()[0]
+        figure.legend(handles=[*handles[-1:], *handles[:-1]], loc="outside lower center", ncols=3)
         _save(figure, path)
 
 
@@ -97,15 +107,6 @@ def yardstick(name: str, table: Mapping[str, Any]) -> tuple[str, float]:
     return f"{factor} x {STAND_IN}", factor * steps[STAND_IN]
 
 
-def _phases(record: Mapping[str, float]) -> dict[str, float]:
-    """Seconds of each phase; they are differences of medians, so noise can push one below 0, which is shown as 0."""
-    return {
-        "forward": record["forward"],
-        "backward": max(record["gradients"] - record["forward"], 0.0),
-        "clipping, AdamW": max(record["step"] - record["gradients"], 0.0),
-    }
-
-
 def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], fastest: float) -> list[str]:
     who, reference = yardstick(name, table)
     lines = [
@@ -115,9 +116,10 @@ def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], 
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for record in sorted(table["records"], key=lambda record: record["step"]):
-        phases, step, peak = _phases(record), record["step"], memory.get(record["name"])
+        step, peak = record["step"], memory.get(record["name"])
+        backward = max(record["gradients"] - record["forward"], 0.0)  # of two medians, so noise could push it below 0
         lines.append(
-            f"| {record['name']} | {phases['forward'] * 1e3:.1f} | {phases['backward'] * 1e3:.1f} | "
+            f"| {record['name']} | {record['forward'] * 1e3:.1f} | {backward * 1e3:.1f} | "
             f"{step * 1e3:.1f} ± {record['spread'] * 1e3:.1f} | {step / reference:.2f} | {table['tokens'] / step:,.0f} | "
             f"{100 * table['flops'] / step / fastest:.0f} % | {'' if peak is None else f'{peak / 2**20:.0f}'} |"
         )

@@ -2,7 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from reference_numpy.parameters import parameter_count
 from train.benchmarks import contenders, report, timing
@@ -52,3 +55,17 @@ def test_yardstick():
     assert report.yardstick("small", table) == ("0.87 x torch.nn", 0.87 * 2.0)
     table["records"].append({"name": "nanoGPT", "step": 1.5})
     assert report.yardstick("small", table) == ("nanoGPT", 1.5)
+
+
+def test_a_bar_is_the_step_and_nothing_else(tmp_path, monkeypatch):
+    """Backward is timed in calls of its own, so forward with backward may seem to take longer than the whole step."""
+    saved: list[Figure] = []
+    monkeypatch.setattr(report, "_save", lambda figure, path: saved.append(figure))
+    record = {"name": "a", "forward": 0.02, "gradients": 0.039, "step": 0.034, "spread": 0.004}
+    shape = {"layers": 1, "heads": 1, "width": 8, "context": 8, "batch": 1}
+    report.plot_steps({"small": {"records": [record], "shape": shape}}, tmp_path / "bench.png")
+    (axes,) = saved[0].axes
+    assert [patch.get_width() for patch in axes.patches if isinstance(patch, Rectangle)] == [34.0]
+    assert [text.get_text() for text in axes.texts] == ["34"]
+    marks = [np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_marker() in ("o", "D")]
+    assert marks == [20.0, 39.0]

@@ -1,5 +1,7 @@
 """Pictures: they are written whole, say what they leave out, and refuse what they cannot draw."""
 
+import math
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -81,6 +83,21 @@ def test_loss_curve_of_little(tmp_path, records):
     path = tmp_path / "loss.png"
     plot_loss(records, path, "a run")
     assert_picture(path)
+
+
+@pytest.mark.parametrize(
+    ("loss", "text"), [(1.65314, "1.6531"), (0.00123, "0.0012"), (2.26e-5, "2.3e-05"), (0.0, "0.0000"), (math.inf, "inf")]
+)
+def test_a_small_loss_keeps_two_digits(loss, text):
+    assert plots.loss_text(loss) == text
+
+
+def test_a_training_loss_says_what_the_validation_loss_has_not(tmp_path, figures):
+    assert plots.training_has(0.0, 0.0) == []
+    plot_loss([{"step": 1, "train_loss": 2.0}], tmp_path / "loss.png", "", training_has=plots.training_has(0.3, 0.1))
+    legend = figures[0].axes[0].get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "training batches, smoothed\n(with dropout 0.3 and label smoothing 0.1)"
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "train_loss": float("nan")}]])
@@ -254,7 +271,7 @@ def test_a_long_trace_is_cropped_and_says_so(tmp_path, figures):
     parameters = {f"{name}.weight": generator.normal(size=(4, 4)) for name in ("query", "key", "value", "output")}
     _, cache = multi_head_attention_forward(generator.normal(size=(1, 40, 4)), None, parameters, config, causal=True)
     plot_trace(trace(cache, 0), "a" * 40, "a" * 40, tmp_path / "trace.png", "a head")
-    assert figures[0].get_suptitle() == "a head\n(the last 24 of 40 tokens; sums are over all)"
+    assert figures[0].get_suptitle() == "a head (blue above 0, orange below)\n(the last 24 of 40 tokens; sums are over all)"
 
 
 def test_statistics_write_their_numbers(tmp_path, figures):
