@@ -1,6 +1,5 @@
 """The linear layer, y = x W^T + b."""
 
-import math
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected a last axis of {weight.shape[1]}, the weight's input width, got {x.shape[-1]}")
     if _onednn_is_quicker(x, weight):
-        return _OneDNNLinear.apply(x, weight, bias)
+        if torch.is_grad_enabled():
+            return _OneDNNLinear.apply(x, weight, bias)
+        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
     return F.linear(x, weight, bias)
 
 
@@ -29,9 +30,6 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-FEW_ROWS = 8  # below it, as in decoding, oneDNN's greater cost per call is more than it saves
-
-
 def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
     """Whether to leave MKL, which torch asks for float32 products on x86 and which keeps off AVX-512 on AMD's processors.
 
@@ -41,7 +39,7 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
-        and math.prod(x.shape[:-1]) >= FEW_ROWS
+        and x.numel() > 0
         and weight.numel() > 0
         and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
         and ONEDNN is not None
@@ -75,5 +73,10 @@ class _OneDNNLinear(torch.autograd.Function):
         d_rows = d_y.reshape(-1, d_y.shape[-1])
         wanted_x, wanted_weight, wanted_bias = ctx.needs_input_grad
         d_x = _product(d_rows, weight.T).view(ctx.shape) if wanted_x else None
-        d_weight = _product(d_rows.T, rows.T) if wanted_weight else None
+        d_weight = _transposed_product(d_rows, rows) if wanted_weight else None
         return d_x, d_weight, d_rows.sum(dim=0) if wanted_bias else None
+
+
+def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b; shapes: a (N, O), b (N, I), output (O, I). oneDNN copies its first factor if it is transposed: the smaller one."""
+    return _product(a.T, b.T) if a.shape[1] <= b.shape[1] else _product(b.T, a.T).T

@@ -13,7 +13,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
     torch's backward for a CPU sums d x and d and subtracts afterwards: where the mean is far above the deviation, digits
     cancel. From rows that are centred already nothing is left to cancel.
     """
-    if x.device.type == "cpu":
+    if x.device.type == "cpu" and x.requires_grad:
         x = x - x.mean(dim=-1, keepdim=True)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 

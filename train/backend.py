@@ -25,7 +25,7 @@ from reference_numpy.optimizer import (
     muon_initial,
     muon_step,
 )
-from train.allocator import keep_freed_memory
+from train.machine import keep_freed_memory
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.parallel import ALONE, Processes

@@ -34,6 +34,7 @@ from train.configuration import (
     preset,
     read_run_config,
 )
+from train.machine import prepare_libraries
 from train.parallel import speaks
 
 DESCRIPTION = (
@@ -98,6 +99,7 @@ def parse(arguments: list[str]) -> Command:
 
 def run(command: Command) -> int:
     """Runs a subcommand and returns the exit status."""
+    prepare_libraries()
     match command:
         case TrainConfig():
             return _train(command)
@@ -126,9 +128,6 @@ def run(command: Command) -> int:
 
 
 def _train(config: TrainConfig) -> int:
-    # A thread that waits for the others spins before it sleeps. On an idle machine this spin count costs nothing against the
-    # default; beside one other busy process on two cores a step took 0.65 times as long (median). Read by torch's libgomp.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     if config.threads:  # read by the BLAS library under NumPy when it is loaded, which is later
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(config.threads)
@@ -209,7 +208,6 @@ def _ladder(config: LadderConfig) -> int:
 
 
 def _bench(config: BenchConfig) -> int:
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as in training
     from train.benchmarks.bench import bench
 
     print(bench(config))

@@ -18,7 +18,7 @@ from torch_impl.decode import generate as torch_generate
 from torch_impl.linear import linear
 from torch_impl.model import Transformer
 from train import complexity
-from train.allocator import keep_freed_memory
+from train.machine import keep_freed_memory
 from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
