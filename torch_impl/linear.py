@@ -41,7 +41,7 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.numel() > 0
         and weight.numel() > 0
-        and not (torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling())
+        and not torch.is_autocast_enabled("cpu")
         and ONEDNN is not None
     )
 
@@ -51,9 +51,20 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b by oneDNN; shapes: x (N, I), weight (O, I). It reads a bias as if it were contiguous: so it must be."""
-    assert ONEDNN is not None
-    y: Tensor = ONEDNN(x, weight, None if bias is None else bias.contiguous(), "none", [], "")
+    bias = None if bias is None else bias.contiguous()
+    y: Tensor = (_opaque if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
     return y
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    assert ONEDNN is not None
+    y: Tensor = ONEDNN(x, weight, bias, "none", [], "")
+    return y
+
+
+# For torch.compile, which takes ONEDNN itself for a call that it made, with a weight that never changes.
+_opaque = torch.library.custom_op("twinformer::onednn", _onednn, mutates_args=())
+_opaque.register_fake(lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -78,5 +89,5 @@ class _OneDNNLinear(torch.autograd.Function):
 
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
-    """a^T b; shapes: a (N, O), b (N, I), output (O, I). oneDNN copies its first factor if it is transposed: the smaller one."""
+    """a^T b; shapes: a (N, O), b (N, I), output (O, I). oneDNN copies its first factor if transposed: so the smaller one."""
     return _product(a.T, b.T) if a.shape[1] <= b.shape[1] else _product(b.T, a.T).T

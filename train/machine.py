@@ -1,4 +1,4 @@
-"""What the libraries do not find out about the machine by themselves, told to them before they are loaded or while they run."""
+"""What the libraries do not find out about the machine by themselves, told to them before or after they are loaded."""
 
 from __future__ import annotations
 
