@@ -98,6 +98,7 @@ def page(room: str) -> str:
     for part in parts(path):
         shown = [n for n in range(part.first, part.last + 1) if not part.docstring[0] <= n <= part.docstring[1]]
         blank = {n for n in shown if not source.read(path).splitlines()[n - 1].strip()}
+        shown = [n for n in shown if n != part.docstring[1] + 1 or n not in blank]  # nothing is left to be set off from
         while shown and shown[0] in blank:
             shown.pop(0)
         while shown and shown[-1] in blank:

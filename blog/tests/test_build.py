@@ -74,6 +74,28 @@ def test_a_link_to_nothing_is_an_error(tmp_path):
         site.markdown("[x](../no/such/file)", "blog/post.md", "index.html")
 
 
+def test_a_row_that_heads_others_goes_across(tmp_path):
+    body = build.Site(tmp_path).markdown(
+        "| a | b | c |\n| --- | ---: | --- |\n| **x?** | | |\n| y | 1 | |\n", "README.md", "index.html"
+    )
+    assert body.count("<td") == 4
+    assert '<td colspan="3"><strong>x?</strong></td>' in body
+
+
+def test_a_long_name_in_a_cell_may_go_on_below(tmp_path):
+    body = build.Site(tmp_path).markdown(
+        "| a |\n| --- |\n| twin d_blocks.i.attention.key.bias |\n", "README.md", "index.html"
+    )
+    assert "d_<wbr>blocks.<wbr>i.<wbr>attention" in body
+
+
+def test_a_page_in_the_post_is_a_picture_on_paper(site):
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert re.search(
+        r'<iframe [^>]*attention\.html"[^>]*></iframe><span class="in-print"><img src="[^"]*attention\.png"', text
+    )
+
+
 def test_a_report_that_is_not_there_is_left_out(tmp_path, monkeypatch):
     absent = build.Report("absent.html", "Absent", ("train/logs/absent/absent.md",))
     monkeypatch.setattr(build, "REPORTS", (absent,))

@@ -120,7 +120,7 @@ def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], 
         backward = max(record["gradients"] - record["forward"], 0.0)  # of two medians, so noise could push it below 0
         lines.append(
             f"| {record['name']} | {record['forward'] * 1e3:.1f} | {backward * 1e3:.1f} | "
-            f"{step * 1e3:.1f} ± {record['spread'] * 1e3:.1f} | {step / reference:.2f} | {table['tokens'] / step:,.0f} | "
+            f"{step * 1e3:,.1f} ± {record['spread'] * 1e3:.1f} | {step / reference:.2f} | {table['tokens'] / step:,.0f} | "
             f"{100 * table['flops'] / step / fastest:.0f} % | {'' if peak is None else f'{peak / 2**20:.0f}'} |"
         )
     return lines
@@ -175,8 +175,8 @@ def _product_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _decoding_table(decoding: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"{decoding['count']} characters from one on, {_shape_text(decoding['shape'], batch=False)}. When the context is",
-        "full, ours begin again from its second half; nanoGPT's moves on by one character.",
+        f"{decoding['count']} characters after a first one, {_shape_text(decoding['shape'], batch=False)}. When the context",
+        "is full, ours begin again from its second half; nanoGPT's moves on by one character.",
         "",
         "| | characters/s |",
         "| --- | ---: |",
@@ -206,9 +206,10 @@ def _shape_text(shape: Mapping[str, int], batch: bool = True) -> str:
 def _machine_text(found: Mapping[str, Any], keeps: bool) -> str:
     load = "" if found["load_before"] is None else f", load before {found['load_before']:.1f}"
     kept = "glibc keeps freed memory" if keeps else "the allocator is as it comes"
+    versions = f"Python {found['python']}, NumPy {found['numpy']}, torch {found['torch']}"
     return (
         f"{found['date']}, {found['processor']}, {found['cores']} cores, {found['threads']} threads{load}; "
-        f"{found['system']}, Python {found['python']}, NumPy {found['numpy']}, torch {found['torch']}; {kept}, for all."
+        f"{found['system']}, {versions}; {kept}, for all contenders."
     )
 
 
