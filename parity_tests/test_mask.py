@@ -45,3 +45,15 @@ def test_combined(T, S, causal, window):
     rule = pairs(T, S, lambda t, s: (not causal or s <= t) and (window is None or abs(t - s) < window))
     assert (np.broadcast_to(ours, (2, 1, T, S)) == (mask & rule)).all()
     assert (np.broadcast_to(theirs.numpy(), (2, 1, T, S)) == (mask & rule)).all()
+
+
+@given(sizes(1, 3), sizes(1, 7), sizes(1, 3))
+def test_only_seen(B, S, K):
+    """What is not seen becomes 0, NaN too; what is seen stays."""
+    generator = np.random.default_rng(B * 31 + S * 7 + K)
+    seen = generator.random((B, 1, S, 1)) < 0.6
+    x = np.where(seen, generator.standard_normal((B, 2, S, K)), np.nan)
+    expected = np.nan_to_num(x)
+    assert (spec.only_seen(x, seen) == expected).all()
+    assert (twin.only_seen(torch.from_numpy(x), torch.from_numpy(seen)).numpy() == expected).all()
+    assert spec.only_seen(x, None) is x

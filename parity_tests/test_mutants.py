@@ -114,4 +114,11 @@ def test_a_share_with_its_uncertainty():
     assert "not explained" in text
 
 
-TOY_SURVIVOR = {"outcome": "survived", "file": "toy/room.py", "line": "a | b", "changed": "a & b", "name": "toy"}
+TOY_SURVIVOR = {
+    "outcome": "survived",
+    "file": "toy/room.py",
+    "line": "a | b",
+    "changed": "a & b",
+    "name": "toy",
+    "message": "",
+}

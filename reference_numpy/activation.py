@@ -102,7 +102,7 @@ def _erf_series(x: np.ndarray) -> np.ndarray:
     term = x
     total = x
     n = 0
-    while (total != total + term).any() or n == 0:
+    while (total != total + term).any():
         n += 1
         term = term * (square * (2 / (2 * n + 1)))
         total = total + term

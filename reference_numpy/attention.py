@@ -8,7 +8,7 @@ import numpy as np
 from reference_numpy.config import ModelConfig
 from reference_numpy.linear import LinearCache, named_linear_backward, named_linear_forward
 from reference_numpy.linear_attention import LinearAttentionCache, linear_attention_backward, linear_attention_forward
-from reference_numpy.mask import allowed_pairs
+from reference_numpy.mask import allowed_pairs, only_seen
 from reference_numpy.normalization import NormCache, rms_norm_backward, rms_norm_forward
 from reference_numpy.parameters import Parameters
 from reference_numpy.position import RotaryCache, alibi_bias, alibi_slopes, rotary_backward, rotary_forward
@@ -55,9 +55,9 @@ def scaled_dot_product_attention_forward(
     seen = None
     if allowed is not None and not (anyone := np.any(allowed, axis=-2)).all():
         seen = anyone[..., None]  # (B, H, S, 1)
-        key, value = np.where(seen, key, 0), np.where(seen, value, 0)
+    key, value = only_seen(key, seen), only_seen(value, seen)
 
-    scores = (query * (1 / math.sqrt(K))) @ key.swapaxes(-1, -2)  # (B, H, T, S)
+    scores = (query * (1 / math.sqrt(K))) @ key.mT  # (B, H, T, S)
     capped = None
     if softcap is not None:
         capped = np.tanh(scores / softcap)
@@ -80,21 +80,19 @@ def scaled_dot_product_attention_backward(
     weights = softmax(scores):      d_scores_j = p_j (d_j - sum_i d_i p_i); 0 where masked, since p = 0 there
     capped  = c tanh(s / c):        d_s = d_scores (1 - tanh^2); the bias of ALiBi is a constant
     s       = query key^T/sqrt(K):  d_query = d_s key / sqrt(K),  d_key = d_s^T query / sqrt(K)
-    key     = where(seen, key, 0):  a key that nobody sees gets 0
+    key     = only_seen(key):       a key that nobody sees gets 0
     """
     query, key, value, weights, capped, seen, softcap = cache
     scale = 1 / math.sqrt(query.shape[-1])
-    d_value = weights.swapaxes(-1, -2) @ d_output
-    d_weights = d_output @ value.swapaxes(-1, -2)
+    d_value = weights.mT @ d_output
+    d_weights = d_output @ value.mT
     d_scores = softmax_backward(d_weights, weights)
     if softcap is not None:
         assert capped is not None
         d_scores = d_scores * (1 - capped * capped)
     d_query = (d_scores @ key) * scale
-    d_key = d_scores.swapaxes(-1, -2) @ (query * scale)
-    if seen is not None:
-        d_key, d_value = np.where(seen, d_key, 0), np.where(seen, d_value, 0)
-    return d_query, d_key, d_value
+    d_key = d_scores.mT @ (query * scale)
+    return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
 def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:

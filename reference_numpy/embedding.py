@@ -31,8 +31,6 @@ def embedding_backward(d_y: np.ndarray, cache: EmbeddingCache) -> np.ndarray:
     """
     tokens, weight = cache
     d_weight = np.zeros_like(weight)
-    if tokens.size == 0:
-        return d_weight
     order = np.argsort(tokens, axis=None, kind="stable")
     rows_read, first = np.unique(tokens.reshape(-1)[order], return_index=True)
     d_weight[rows_read] = np.add.reduceat(d_y.reshape(tokens.size, d_y.shape[-1])[order], first, axis=0)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from reference_numpy.attention import check_attention_shapes
-from reference_numpy.mask import allowed_pairs
+from reference_numpy.mask import allowed_pairs, only_seen
 from reference_numpy.position import alibi_bias
 
 TILE = 128  # queries and keys per tile: the tile of scores of a few heads stays in the processor's cache
@@ -60,8 +60,7 @@ def flash_attention_forward(
     check_attention_shapes(query, key, value, mask)
     options = Options(mask, causal, window, slopes, softcap)
     seen = _seen(T, S, options)
-    if seen is not None:
-        key, value = np.where(seen, key, 0), np.where(seen, value, 0)
+    key, value = only_seen(key, seen), only_seen(value, seen)
 
     outputs, log_totals = [], []
     for rows in _tiles(T):
@@ -109,15 +108,13 @@ def flash_attention_backward(d_output: np.ndarray, cache: FlashAttentionCache) -
             key_tile, value_tile = key[:, :, columns], value[:, :, columns]
             scores, capped = _scores(query_tile, key_tile, rows, columns, T, S, options)
             p = np.exp(scores - log_total[:, :, rows])
-            d_value[:, :, columns] += p.swapaxes(-1, -2) @ d_output_tile
-            d_scores = p * (d_output_tile @ value_tile.swapaxes(-1, -2) - row_sums[:, :, rows])
+            d_value[:, :, columns] += p.mT @ d_output_tile
+            d_scores = p * (d_output_tile @ value_tile.mT - row_sums[:, :, rows])
             if capped is not None:
                 d_scores = d_scores * (1 - capped * capped)
             d_query[:, :, rows] += (d_scores @ key_tile) * scale
-            d_key[:, :, columns] += d_scores.swapaxes(-1, -2) @ (query_tile * scale)
-    if seen is not None:
-        d_key, d_value = np.where(seen, d_key, 0), np.where(seen, d_value, 0)
-    return d_query, d_key, d_value
+            d_key[:, :, columns] += d_scores.mT @ (query_tile * scale)
+    return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
 def _scores(
@@ -125,7 +122,7 @@ def _scores(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One tile of masked scores (B, H, t, s), and tanh(score / softcap) if there is a cap."""
     row_positions, column_positions = np.arange(S - T, S)[rows], np.arange(S)[columns]
-    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.swapaxes(-1, -2)
+    scores = (query * (1 / math.sqrt(query.shape[-1]))) @ key.mT
     capped = None
     if options.softcap is not None:
         capped = np.tanh(scores / options.softcap)
@@ -166,8 +163,8 @@ def _columns(rows: slice, T: int, S: int, options: Options) -> Iterator[slice]:
 
 def _seen(T: int, S: int, options: Options) -> np.ndarray | None:
     """Which keys any query may attend to, (B, H, S, 1), found without holding all pairs at once; None: all of them."""
-    if options.mask is None and options.window is None and T >= S:
-        return None
+    if options.mask is None and options.window is None:
+        return None  # the last query sees every key
     parts = []
     for columns in _tiles(S):
         seen = np.zeros((1, 1, columns.stop - columns.start), dtype=bool)
@@ -175,7 +172,8 @@ def _seen(T: int, S: int, options: Options) -> np.ndarray | None:
             tile = _mask_tile(options.mask, rows, columns)
             positions = np.arange(S - T, S)[rows], np.arange(S)[columns]
             allowed = allowed_pairs(*positions, tile, options.causal, options.window)
-            seen = seen | (True if allowed is None else allowed.any(axis=-2))
+            assert allowed is not None
+            seen = seen | allowed.any(axis=-2)
         parts.append(seen)
     if not parts:
         return None

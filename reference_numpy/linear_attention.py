@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reference_numpy.mask import only_seen
+
 Product = Callable[..., tuple[np.ndarray, np.ndarray]]
 CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles the state
 
@@ -49,11 +51,9 @@ def linear_attention_forward(
         mask = np.atleast_2d(mask)
         if mask.shape[-2] != 1:
             raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {mask.shape}")
-        seen = mask.swapaxes(-1, -2)  # (B, H, S, 1)
-        key, value = np.where(seen, key, 0), np.where(seen, value, 0)
-    query_features, key_features = _features(query), _features(key)
-    if seen is not None:
-        key_features = np.where(seen, key_features, 0)
+        seen = mask.mT  # (B, H, S, 1)
+    key, value = only_seen(key, seen), only_seen(value, seen)
+    query_features, key_features = _features(query), only_seen(_features(key), seen)
     value_and_one = np.concatenate((value, np.ones_like(value[..., :1])), axis=-1)  # (B, H, S, K + 1)
 
     product = causal_product if causal else full_product
@@ -88,16 +88,14 @@ def linear_attention_backward(
     d_query = d_a * np.where(cache.query.real > 0, 1, a)
     d_key = d_b * np.where(cache.key.real > 0, 1, b)
     d_value = d_w[..., :-1]
-    if cache.seen is not None:
-        d_key, d_value = np.where(cache.seen, d_key, 0), np.where(cache.seen, d_value, 0)
-    return d_query, d_key, d_value
+    return d_query, only_seen(d_key, cache.seen), only_seen(d_value, cache.seen)
 
 
 def full_product(
     a: np.ndarray, b: np.ndarray, w: np.ndarray, state: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """sum over all s of (a_t . b_s) w_s = a_t (sum_s b_s w_s^T): (B, H, T, M), and the bracket, the state."""
-    total = b.swapaxes(-1, -2) @ w  # (B, H, K, M)
+    total = b.mT @ w  # (B, H, K, M)
     if state is not None:
         total = state + total
     return a @ total, total
@@ -112,13 +110,13 @@ def causal_product(
     """
     T = a.shape[2]
     if state is None:
-        state = b[..., :0, :].swapaxes(-1, -2) @ w[..., :0, :]  # zeros, (B, H, K, M)
+        state = b[..., :0, :].mT @ w[..., :0, :]  # zeros, (B, H, K, M)
     tiles = []
     for start in range(0, T, CHUNK):
         a_tile, b_tile, w_tile = (array[..., start : start + CHUNK, :] for array in (a, b, w))
-        pairs = np.tril(a_tile @ b_tile.swapaxes(-1, -2))
+        pairs = np.tril(a_tile @ b_tile.mT)
         tiles.append(a_tile @ state + pairs @ w_tile)
-        state = state + b_tile.swapaxes(-1, -2) @ w_tile
+        state = state + b_tile.mT @ w_tile
     return (np.concatenate(tiles, axis=2) if tiles else a @ state), state
 
 

@@ -26,6 +26,14 @@ def padding_mask(lengths: np.ndarray, S: int) -> np.ndarray:
     return np.arange(S) < lengths[:, None]
 
 
+def only_seen(x: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
+    """x (B, H, S, K) where `seen`, (B, H, S, 1) or None for everywhere, and 0 elsewhere.
+
+    For keys and values that no query may attend to, and for their gradients: NaN or inf there, as in padding, goes nowhere.
+    """
+    return x if seen is None else np.where(seen, x, 0)
+
+
 def allowed_pairs(
     rows: np.ndarray,
     columns: np.ndarray,

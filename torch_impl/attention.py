@@ -9,7 +9,7 @@ from reference_numpy.config import ModelConfig
 from torch_impl.flash_attention import flash_attention
 from torch_impl.linear import Linear, linear
 from torch_impl.linear_attention import linear_attention
-from torch_impl.mask import allowed_pairs
+from torch_impl.mask import allowed_pairs, only_seen
 from torch_impl.normalization import Norm
 from torch_impl.position import alibi_bias, alibi_slopes, rotary
 from torch_impl.softmax import softmax
@@ -36,8 +36,8 @@ def scaled_dot_product_attention(
     allowed = allowed_pairs(T, S, mask, causal, window, query.device)
     if allowed is not None:
         seen = allowed.any(dim=-2)[..., None]  # (B, H, S, 1)
-        key, value = torch.where(seen, key, 0), torch.where(seen, value, 0)
-    scores = (query * (1 / math.sqrt(K))) @ key.transpose(-1, -2)  # (B, H, T, S)
+        key, value = only_seen(key, seen), only_seen(value, seen)
+    scores = (query * (1 / math.sqrt(K))) @ key.mT  # (B, H, T, S)
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     if slopes is not None:

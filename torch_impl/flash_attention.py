@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_impl.mask import allowed_pairs
+from torch_impl.mask import allowed_pairs, only_seen
 from torch_impl.position import alibi_bias
 
 
@@ -32,7 +32,7 @@ def flash_attention(
     filled = None
     if allowed is not None:
         seen = allowed.any(dim=-2)[..., None]  # (B, H, S, 1): a key that nobody sees is read as 0
-        key, value = torch.where(seen, key, 0), torch.where(seen, value, 0)
+        key, value = only_seen(key, seen), only_seen(value, seen)
         filled = allowed.any(dim=-1, keepdim=True)  # (B, H, T, 1)
         allowed = allowed | ~filled
     bias = allowed

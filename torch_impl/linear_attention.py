@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from torch_impl.mask import only_seen
+
 CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles the state
 
 
@@ -25,9 +27,9 @@ def linear_attention(
         mask = torch.atleast_2d(mask)
         if mask.shape[-2] != 1:
             raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {tuple(mask.shape)}")
-        seen = mask.transpose(-1, -2)  # (B, H, S, 1)
-        value = torch.where(seen, value, 0)
-        key_features = torch.where(seen, F.elu(torch.where(seen, key, 0)) + 1, 0)
+        seen = mask.mT  # (B, H, S, 1)
+        value = only_seen(value, seen)
+        key_features = only_seen(F.elu(only_seen(key, seen)) + 1, seen)
     value_and_one = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     product = causal_product if causal else full_product
     sums, state = product(query_features, key_features, value_and_one, state)
@@ -37,7 +39,7 @@ def linear_attention(
 
 def full_product(a: Tensor, b: Tensor, w: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """sum over all s of (a_t . b_s) w_s, and the state."""
-    total = b.transpose(-1, -2) @ w
+    total = b.mT @ w
     if state is not None:
         total = state + total
     return a @ total, total
@@ -49,7 +51,7 @@ def causal_product(a: Tensor, b: Tensor, w: Tensor, state: Tensor | None = None)
         state = a.new_zeros(*a.shape[:2], a.shape[-1], w.shape[-1])
     tiles = [a[..., :0, :] @ state]
     for a_tile, b_tile, w_tile in zip(*(x.split(CHUNK, dim=2) for x in (a, b, w)), strict=True):
-        pairs = (a_tile @ b_tile.transpose(-1, -2)).tril()
+        pairs = (a_tile @ b_tile.mT).tril()
         tiles.append(a_tile @ state + pairs @ w_tile)
-        state = state + b_tile.transpose(-1, -2) @ w_tile
+        state = state + b_tile.mT @ w_tile
     return torch.cat(tiles, dim=2), state

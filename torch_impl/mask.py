@@ -26,6 +26,11 @@ def padding_mask(lengths: Tensor, S: int) -> Tensor:
     return torch.arange(S, device=lengths.device) < lengths[:, None]
 
 
+def only_seen(x: Tensor, seen: Tensor) -> Tensor:
+    """x (B, H, S, K) where `seen` (B, H, S, 1), 0 elsewhere: for keys and values that no query may attend to."""
+    return torch.where(seen, x, 0)
+
+
 def allowed_pairs(
     T: int,
     S: int,

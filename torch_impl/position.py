@@ -22,7 +22,7 @@ def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, de
     return _constant(tables.cosine, dtype, device), _constant(tables.sine, dtype, device)
 
 
-def rotary(x: Tensor, start: int = 0) -> Tensor:
+def rotary(x: Tensor, start: int) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise."""
     cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)
     a, b = x.chunk(2, dim=-1)

@@ -28,8 +28,8 @@ FAULTS = (
         "twin_average_of_the_past",
         "All scores are 0: every token takes the mean of what came before it.",
         "torch_impl/attention.py",
-        "scores = (query * (1 / math.sqrt(K))) @ key.transpose(-1, -2)",
-        "scores = (query * 0) @ key.transpose(-1, -2)",
+        "scores = (query * (1 / math.sqrt(K))) @ key.mT",
+        "scores = (query * 0) @ key.mT",
     ),
     Mutant(
         "twin_fused_average_of_the_past",
