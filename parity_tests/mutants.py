@@ -127,6 +127,13 @@ ACTIVATION = (
         breaks_training=True,
     ),
     Mutant(
+        "twin_relu_squared_gradient_without_the_two",
+        "The derivative of p^2 is taken for p.",
+        "torch_impl/activation.py",
+        "return (d_y * positive).mul_(2)",
+        "return d_y * positive",
+    ),
+    Mutant(
         "twin_silu_is_a_sigmoid",
         "The factor x is forgotten: SiLU becomes a plain sigmoid.",
         "torch_impl/activation.py",
@@ -318,8 +325,15 @@ NORMALIZATION = (
         "twin_rms_norm_default_epsilon",
         "Epsilon is not passed on, and the library's default is another one.",
         "torch_impl/normalization.py",
-        "return F.rms_norm(x, weight.shape, weight, epsilon)",
-        "return F.rms_norm(x, weight.shape, weight)",
+        "return _RMSNorm.apply(x, weight, epsilon)",
+        "return _RMSNorm.apply(x, weight, torch.finfo(x.dtype).eps)",
+    ),
+    Mutant(
+        "twin_rms_norm_gradient_without_projection",
+        "The gradient keeps its part along x, which cannot change a normalised row.",
+        "torch_impl/normalization.py",
+        "d_x = torch.addcmul(d_normalized, normalized, along, value=-1).mul_(inverse)",
+        "d_x = d_normalized * inverse",
     ),
     Mutant(
         "twin_norm_epsilon_of_the_config_ignored",
