@@ -31,6 +31,7 @@ HEADING = re.compile(
     r"<tr>\s*<td>(<strong>[^<]*</strong>)</td>((?:\s*<td[^>]*></td>)+)\s*</tr>"
 )  # a row for a group of rows
 BROAD = 1400  # pixels
+JOINT = re.compile(r"(?<=\w)([._]|::)(?!py\b)(?=\w)")  # after it a long name in a cell may go on below
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
 
 
@@ -136,8 +137,7 @@ class Site:
     def markdown(self, text: str, origin: str, page: str) -> str:
         """Markdown of the repository's file `origin` as the body of a page, its links led to their places in the site."""
         body = markup.to_html(text)
-        # A long name in a cell may go on below, after a dot or an underscore.
-        body = re.sub(r"(?<=<td>)[^<]{20,}(?=</td>)", lambda f: re.sub(r"(?<=\w)([._]|::)(?=\w)", r"\1<wbr>", f[0]), body)
+        body = re.sub(r"(?<=<td>)[^<]{20,}(?=</td>)", lambda f: JOINT.sub(r"\g<0><wbr>", f[0]), body)
         body = HEADING.sub(lambda f: f'<tr><td colspan="{1 + f[2].count("<td")}">{f[1]}</td></tr>', body)
         body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
         body = re.sub(r'<img src="([^"]+)"', lambda found: found[0] + self._breadth(found[1], page), body)

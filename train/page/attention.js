@@ -137,7 +137,7 @@ function drawMatrix() {
   context.drawImage(image, margin, margin, width, height);
   context.strokeStyle = theme.line;
   context.strokeRect(margin - 0.5, margin - 0.5, width + 1, height + 1);
-  const every = cell >= 9; // room for a label at every row and column; else at the chosen ones only
+  const every = cell >= 8; // room for a label at every row and column; else at the chosen ones only
   context.font = `${every ? Math.min(15, cell - 1) : 12}px ${FONT}`;
   context.textBaseline = "middle";
   for (let row = 0; row < rows.length; row++) {

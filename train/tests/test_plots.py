@@ -11,10 +11,11 @@ from matplotlib.image import imread
 from reference_numpy.attention import multi_head_attention_forward
 from reference_numpy.config import ModelConfig
 from reference_numpy.position import sinusoidal_table
-from train import attention_plots, plots
+from train import attention_plots, experiment_plots, plots
 from train.attention_plots import plot_statistics, plot_trace, trace
 from train.cli import main
-from train.plots import MOST_PIXELS, MOST_TOKENS, VERMILION, plot_attention, plot_check, plot_loss
+from train.experiment_plots import plot_pitfall
+from train.plots import BLUE, MOST_PIXELS, MOST_TOKENS, VERMILION, plot_attention, plot_check, plot_loss
 from train.positions import by_distance, similarity
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -32,6 +33,7 @@ def figures(monkeypatch):
 
     monkeypatch.setattr(plots, "_save", remember)
     monkeypatch.setattr(attention_plots, "_save", remember)
+    monkeypatch.setattr(experiment_plots, "_save", remember)
     return saved
 
 
@@ -295,3 +297,51 @@ def test_every_view_from_the_command_line(trained, tmp_path, capsys, view):
     assert capsys.readouterr().out.strip() == str(path)
     assert main([*arguments, "--layer", "2"]) == 2
     assert "layer: expected 0 to 1, got 2" in capsys.readouterr().err
+
+
+def test_equal_curves_are_both_seen(tmp_path, figures):
+    """Some mistakes change no curve at all: what is right lies below, and broader."""
+    look = {
+        "step": 0,
+        "gradient_norm": {"token_embedding": 1.5, "blocks.0": 0.3},
+        "entropy": {"blocks.0.attention": [1.0, 2.0]},
+    }
+    record = {"log": [{"step": 0, "train_loss": 4.0, "validation_loss": 4.1}], "looks": [look, {**look, "step": 5}]}
+    plot_pitfall("a mistake", record, record, tmp_path / "pitfall.png")
+    for axes in figures[0].axes:
+        for right, wrong in zip(
+            [line for line in axes.lines if line.get_color() == BLUE],
+            [line for line in axes.lines if line.get_color() == VERMILION],
+            strict=True,
+        ):
+            assert np.array_equal(right.get_ydata(), wrong.get_ydata())
+            assert right.get_linewidth() > wrong.get_linewidth()
+            assert right.get_zorder() == wrong.get_zorder(), "drawn in the order in which they were added"
+            assert axes.lines.index(right) < axes.lines.index(wrong)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "labels"),
+    [(0.17, 3.2, ["0.2", "0.5", "1", "2"]), (0.04, 3.0, ["0.1", "1"]), (2e-5, 5.0, ["{-4}", "{-3}", "{-2}", "{-1}", "{0}"])],
+)
+def test_a_logarithmic_axis_has_labels_enough_and_no_more(low, high, labels):
+    axes = plots._figure(3, 3).add_subplot()
+    axes.set(yscale="log", ylim=(low, high))
+    experiment_plots._few_ticks(axes)
+    axes.figure.canvas.draw()
+    shown = [tick for tick, place in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True) if low <= place <= high]
+    assert len(shown) == len(labels)
+    assert all(text in tick.get_text() for tick, text in zip(shown, labels, strict=True))
+    assert all(not tick.get_text() for tick in axes.get_yticklabels(minor=True))
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "label"),
+    [
+        ("heads", "2 heads", "heads: 2 heads"),
+        ("dropout", "dropout 0.1", "dropout 0.1"),
+        ("learning-rate", "half of it", "learning rate: half of it"),
+    ],
+)
+def test_a_variant_is_named_once(study, name, label):
+    assert experiment_plots._variant(study, name) == label
