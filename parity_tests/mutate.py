@@ -39,6 +39,7 @@ DEPENDENTS = ("attention", "decode", "optimizer", "parameters", "model", "block"
 NOT_RUN = ("test_mutants",)  # it compares the faults with the text, and would notice every one of them
 PRELOADED = ["numpy", "torch", "pytest", "hypothesis.extra.numpy"]  # slow to import, and not ours
 LIMIT = 900  # seconds of work for one mutant: a fault can make a loop endless
+MEMORY = 6 * 2**30  # bytes for one mutant, far above what the suite needs: an endless loop can fill a list
 PATIENCE = 10  # times as long by the clock, for a busy machine, and for a process that waits for ever
 REPORT, RECORD = ROOT / "parity_tests" / "MUTANTS.md", ROOT / "parity_tests" / "mutants.json"
 
@@ -97,6 +98,7 @@ def examine(copy: str, packages: Sequence[str], tests: Sequence[str], limit: int
         import resource
 
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))  # then SIGXCPU
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # then MemoryError
     try:
         answer.send(run_pytest(copy, packages, tests))
     except BaseException:

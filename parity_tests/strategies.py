@@ -78,7 +78,7 @@ def booleans(shape: tuple[int, ...]) -> st.SearchStrategy[np.ndarray]:
 @st.composite
 def attention_masks(draw: st.DrawFn, B: int, H: int, T: int, S: int) -> np.ndarray | None:
     """None, padding over keys, or a mask of pairs, of any shape that broadcasts to (B, H, T, S)."""
-    shape = draw(st.sampled_from([None, (S,), (T, S), (B, 1, 1, S), (B, H, T, S), (1, H, T, 1)]))
+    shape = draw(st.sampled_from([None, (), (S,), (T, S), (B, 1, 1, S), (B, H, T, S), (1, H, T, 1)]))
     return None if shape is None else draw(booleans(shape))
 
 

@@ -1,5 +1,7 @@
 """Attention: spec, twin and complex step; the twin's fused path against its explicit one; torch's own module as outsider."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -162,6 +164,19 @@ def test_equals_torch_multihead_attention(B, T, S, heads, causal, seed):
     assert_within(their_weights.detach().numpy(), weights, weights_bound, "torch.nn.MultiheadAttention, weights")
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=12))
+def test_the_buffers_of_decoding_double_when_they_are_full(widths):
+    """Nothing is lost on the way; a new buffer is made for what the old one cannot hold, and for as much again."""
+    keep, room = twin.KeyValue(), 0
+    tokens = torch.arange(2.0 * 3 * sum(widths)).reshape(2, 1, sum(widths), 3)
+    for start, stop in itertools.pairwise(itertools.accumulate([0, *widths])):
+        key, value = keep.append(tokens[:, :, start:stop], -tokens[:, :, start:stop])
+        assert torch.equal(key, tokens[:, :, :stop])
+        assert torch.equal(value, -tokens[:, :, :stop])
+        room = room if stop <= room else max(16, 2 * stop)
+        assert keep.key.shape[2] == keep.value.shape[2] == room
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -169,6 +184,7 @@ def test_equals_torch_multihead_attention(B, T, S, heads, causal, seed):
             {"mask": np.ones((5, 3), bool)},
             r"mask must be bool and broadcast to \(B, H, T, S\) = \(2, 4, 3, 5\), got bool \(5, 3\)",
         ),
+        ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask must .* got bool \(1, 2, 4, 3, 5\)"),
         ({"mask": np.ones((3, 5))}, r"mask must be bool and broadcast to .* got float64 \(3, 5\)"),
         ({"key": np.zeros((2, 4, 5, 7))}, r"key must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
         ({"value": np.zeros((2, 4, 4, 6))}, r"value must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),

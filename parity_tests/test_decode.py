@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +37,7 @@ def decoders(config, parameters, source=None, source_padding=None):
 def draw_source(config, B, generator):
     if config.kind != "encoder_decoder":
         return {}
-    S = 5
+    S = int(generator.integers(1, 6))
     source = generator.integers(0, config.vocabulary, (B, S))
     return {"source": source, "source_padding": np.arange(S) < generator.integers(0, S + 1, B)[:, None]}
 
@@ -92,15 +93,41 @@ def test_sampling_past_the_context(config, B, prompt, count, seed):
 
 @given(st.integers(0, 300), st.integers(1, 50))
 def test_visible_from(length, context):
+    """All that fits; beyond it the window moves by half of the context at a time."""
+    assert spec.visible_from(context, context) == 0
+    assert spec.visible_from(context + 1, context) == max(context // 2, 1)
     start = spec.visible_from(length, context)
     assert length - start <= context
     assert length - start >= min(length, context - max(context // 2, 1) + 1) or start == 0
     assert spec.visible_from(length, None) == 0
 
 
-@given(configs(kind="encoder_decoder"), sizes(1, 3), st.sampled_from([1, 2, 3]), seeds)
-def test_searches_agree(config, B, beams, seed):
+@given(configs(kind="decoder"), st.integers(1, 9), seeds)
+def test_generate(config, prompt, seed):
+    """One prompt without a batch axis is a batch of one, in both twins, cached or not."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens = np.random.default_rng(seed).integers(0, config.vocabulary, prompt)
+    batch = spec.generate(parameters, config, tokens[None], 5, np.random.default_rng(seed))
+    for generate, first in ((spec.generate, (parameters, config)), (twin.generate, (twin_of(config, parameters),))):
+        for cached in (True, False):
+            text = generate(*first, tokens, 5, np.random.default_rng(seed), cached=cached)
+            assert text.shape == (prompt + 5,)
+            assert (text == batch[0]).all()
+
+
+def test_the_twin_decodes_in_inference_mode():
+    """No graph is kept of what is never differentiated."""
+    config = ModelConfig(vocabulary=5, width=4, heads=1, layers=1)
+    module, modes = twin_of(config, random_parameters(parameter_shapes(config), 0)), []
+    module.register_forward_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    twin.generate(module, np.array([1, 2]), 3, np.random.default_rng(0))
+    assert modes == [True] * 3
+
+
+@given(st.data(), st.sampled_from(["decoder", "encoder_decoder"]), sizes(1, 3), st.sampled_from([1, 2, 3]), seeds)
+def test_searches_agree(data, kind, B, beams, seed):
     """Greedy and beam search give the same sequences cached or not, from either twin."""
+    config = data.draw(configs(kind=kind))
     generator = np.random.default_rng(seed)
     parameters = random_parameters(parameter_shapes(config), seed)
     extra, end = draw_source(config, B, generator), config.vocabulary - 1
@@ -133,6 +160,22 @@ class Table:
         return np.random.default_rng([self.seed, *prefix]).standard_normal(3) * 2
 
 
+class Tables(Table):
+    """Several rows, each with a table of its own."""
+
+    def __init__(self, seed, rows):
+        self.first = rows
+        super().__init__(seed)
+
+    def restart(self):
+        self.rows = [[row] for row in self.first]
+
+
+class Shifted(Table):
+    def logits(self, prefix):
+        return super().logits(prefix) + 1e4
+
+
 def score_of(table, tokens, ended, alpha):
     """Log probability over length penalty, from the definition."""
     total, prefix = 0.0, [0]
@@ -141,6 +184,95 @@ def score_of(table, tokens, ended, alpha):
         total += logits[token] - math.log(sum(math.exp(z) for z in logits))
         prefix.append(token)
     return total / spec.length_penalty(len(tokens) + ended, alpha)
+
+
+@given(seeds, st.integers(1, 3), st.integers(0, 6))
+def test_greedy_search_takes_the_likeliest(seed, batch, maximum):
+    """Row by row, token by token, from the definition; rows that end early do not disturb the others."""
+    table, expected = Tables(seed, range(batch)), []
+    for row in range(batch):
+        prefix = [row, 0]
+        while len(prefix) < maximum + 2 and (token := int(table.logits(prefix).argmax())) != 2:
+            prefix.append(token)
+        expected.append(prefix[2:])
+    assert spec.greedy_search(table, batch, 0, 2, maximum) == expected
+
+
+@given(seeds, st.integers(2, 3), st.integers(1, 6), st.sampled_from([1, 2, 4]))
+def test_rows_are_searched_each_for_itself(seed, batch, maximum, beams):
+    together = spec.beam_search(Tables(seed, range(batch)), batch, 0, 2, maximum, beams)
+    alone = [spec.beam_search(Tables(seed, [row]), 1, 0, 2, maximum, beams)[0] for row in range(batch)]
+    assert together == alone
+
+
+@given(seeds, st.integers(1, 6))
+def test_a_number_added_to_all_logits_changes_nothing(seed, maximum):
+    """Nor does it overflow."""
+    (ours,), (shifted,) = (spec.beam_search(table(seed), 1, 0, 2, maximum) for table in (Table, Shifted))
+    assert shifted.tokens == ours.tokens
+    logits = np.random.default_rng(seed).standard_normal((5, 7))
+    ours, shifted = (spec.next_tokens(z, np.random.default_rng(seed), top_p=0.9) for z in (logits, logits + 1e4))
+    assert (ours == shifted).all()
+
+
+class Recorded(Table):
+    """A table that remembers the shapes of what it was asked for."""
+
+    def __init__(self, seed):
+        self.asked = []
+        super().__init__(seed)
+
+    def append(self, tokens):
+        self.asked.append(tokens.shape)
+        return super().append(tokens)
+
+
+def test_a_token_is_computed_once():
+    """What was decoded before is not decoded again while the window stays where it is."""
+    table = Recorded(0)
+    spec.sample(table, np.zeros((1, 3), np.int64), 5, np.random.default_rng(0))
+    assert table.asked == [(1, 3), *[(1, 1)] * 4]
+
+
+def test_beam_search_as_in_the_paper():
+    """By default 4 beams and alpha 0.6 (Vaswani et al. 2017, section 6.1)."""
+    for seed in range(20):
+        table = Recorded(seed)
+        assert spec.beam_search(table, 1, 0, 2, 6) == spec.beam_search(Table(seed), 1, 0, 2, 6, beams=4, alpha=0.6)
+        assert set(table.asked) == {(4, 1)}
+
+
+def test_searches_stop_when_nothing_open_can_win():
+    class Ends(Recorded):
+        def logits(self, prefix):
+            return np.array([0.0, 0.0, 50.0])
+
+    beams, greedy = Ends(0), Ends(0)
+    (found,) = spec.beam_search(beams, 1, 0, 2, 9)
+    assert found.tokens == []
+    assert spec.greedy_search(greedy, 1, 0, 2, 9) == [[]]
+    assert len(beams.asked) == len(greedy.asked) == 1
+
+
+def test_where_every_continuation_ends():
+    """With one token, which ends, there is nothing to go on with: the empty answer is certain."""
+
+    class One(Table):
+        def logits(self, prefix):
+            return np.zeros(1)
+
+    assert spec.beam_search(One(0), 1, 0, 0, 3, beams=2) == [spec.Hypothesis([], 0.0)]
+
+
+def test_an_end_counts_among_twice_the_beams_only():
+    """One beam looks at two continuations: an end in the third place is not taken, though it would have won."""
+
+    class Third(Table):
+        def logits(self, prefix):
+            return np.log([0.5, 0.4, 0.1] if len(prefix) == 1 else [0.5, 0.499, 0.001])
+
+    (found,) = spec.beam_search(Third(0), 1, 0, 2, 6, beams=1, alpha=0.0)
+    assert found.tokens == [0] * 6
 
 
 def test_length_penalty():
@@ -248,10 +380,28 @@ def test_what_a_cut_leaves(top_k, top_p, kept):
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count)).all()  # five deviations of a binomial share
 
 
+def test_a_tie_at_top_p_is_cut():
+    """The first token alone reaches one half, so the second is one too many."""
+    assert (spec.next_tokens(np.zeros((100, 2)), np.random.default_rng(0), top_p=0.5) == 0).all()
+
+
+@pytest.mark.parametrize(("draw", "token"), [(0.0, 0), (np.nextafter(0.5, 0), 0), (0.5, 1), (np.nextafter(1, 0), 1)])
+def test_a_draw_is_looked_up(draw, token):
+    """Two tokens of probability one half: the first has the draws from 0 to below one half."""
+
+    class Fixed:
+        def random(self, count):
+            return np.full(count, draw)
+
+    assert spec.next_token(np.zeros(2), Fixed()) == token
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature: expected a finite number of at least 0, got -1.0"),
+        ({"temperature": math.inf}, "temperature: expected a finite number of at least 0, got inf"),
+        ({"top_p": 1.5}, "top_p: expected above 0 and at most 1, got 1.5"),
         ({"top_k": -1}, "top_k: expected at least 0, got -1"),
         ({"top_p": 0.0}, "top_p: expected above 0 and at most 1, got 0.0"),
     ],
@@ -267,6 +417,8 @@ def test_errors():
     generator = np.random.default_rng(0)
     with pytest.raises(ValueError, match="tokens: expected at least 1 token to go on from, got 0"):
         spec.generate(parameters, config, np.zeros(0, np.int64), 3, generator)
+    with pytest.raises(ValueError, match="count: expected at least 0 tokens, got -1"):
+        spec.generate(parameters, config, np.zeros(1, np.int64), -1, generator)
     with pytest.raises(ValueError, match="extrapolate: expected positions that are computed, got learned ones"):
         spec.generate(parameters, config, np.zeros(1, np.int64), 3, generator, extrapolate=True)
     with pytest.raises(ValueError, match="logits: expected finite numbers, got NaN or inf"):

@@ -1,5 +1,7 @@
 """Dropout: spec and twin with the same mask; the mask's statistics; both twins draw the same mask from one stream."""
 
+from unittest.mock import patch
+
 import numpy as np
 import pytest
 import torch
@@ -39,13 +41,41 @@ def test_both_twins_draw_the_same_mask(seed, rate):
     assert (ours == theirs.numpy()).all()
 
 
+def test_a_draw_at_the_rate_is_kept():
+    """Draws are from 0 to below 1, so those of at least the rate have the probability 1 - rate; at rate 0 it is all."""
+    draws = np.array([0.0, 0.25, 0.5, 0.75], np.float32)
+
+    class Fixed:
+        def random(self, shape, dtype):
+            return draws
+
+    cpu = torch.device("cpu")
+    for rate, kept in ((0.0, [True] * 4), (0.5, [False, False, True, True])):
+        assert spec.dropout_mask((4,), rate, Fixed()).tolist() == kept
+        with patch.object(torch, "rand", return_value=torch.from_numpy(draws)):
+            for generator in (cpu, torch.Generator()):
+                assert twin.dropout_mask((4,), rate, generator, cpu).tolist() == kept
+
+
+@given(sizes(1), sizes(1), st.integers(0, 5), st.integers(0, 5), seeds)
+def test_a_share_is_its_rows_of_the_whole_mask(T, K, start, count, seed):
+    """Processes that compute some rows of a batch each drop what one process would drop."""
+    whole = twin.dropout_mask((7, T, K), 0.4, np.random.default_rng(seed), torch.device("cpu"))
+    rows = slice(start, start + count)
+    share = twin.Share(np.random.default_rng(seed), rows, 7)
+    assert (twin.dropout_mask((count, T, K), 0.4, share, torch.device("cpu")) == whole[rows]).all()
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
 def test_the_share_kept(rate):
     count = 100_000
     deviation = (rate * (1 - rate) / count) ** 0.5  # of a mean of Bernoulli draws
     numpy_mask = spec.dropout_mask((count,), rate, np.random.default_rng(1))
     torch_mask = twin.dropout_mask((count,), rate, torch.Generator().manual_seed(1), torch.device("cpu"))
-    for kept in (numpy_mask.mean(), torch_mask.double().mean().item()):
+    with torch.random.fork_rng():
+        torch.set_rng_state(torch.Generator().manual_seed(1).get_state())
+        device_mask = twin.dropout_mask((count,), rate, torch.device("cpu"), torch.device("cpu"))
+    for kept in (numpy_mask.mean(), torch_mask.double().mean().item(), device_mask.double().mean().item()):
         assert abs(kept - (1 - rate)) <= 5 * deviation  # five deviations: once in a million seeds, and the seed is fixed
 
 

@@ -11,6 +11,7 @@ from parity_tests.compare import assert_within, check_operation
 from parity_tests.strategies import arrays, attention_masks, seeds, sizes
 from reference_numpy import attention as plain
 from reference_numpy import flash_attention as tiled
+from reference_numpy.mask import allowed_pairs
 from reference_numpy.position import alibi_slopes
 
 
@@ -66,17 +67,38 @@ def whole(forward, backward, mask, options):
     return function
 
 
-@given(sizes(1, 3), sizes(1, 11), seeds)
-def test_what_padding_holds_is_never_seen(B, S, seed):
+@given(sizes(1, 4), sizes(1, 11), sizes(1, 11), st.booleans(), st.sampled_from([None, 1, 3, 20]))
+def test_only_tiles_that_somebody_sees_are_computed(tile, T, S, causal, window):
+    """Every tile of pairs that the backward pass asks for has one that is allowed."""
+    generator, asked = np.random.default_rng(0), []
+    query, key = generator.standard_normal((1, 1, T, 2)), generator.standard_normal((1, 1, S, 2))
+
+    def recorded(*arguments):
+        asked.append(allowed_pairs(*arguments))
+        return asked[-1]
+
+    with patch.object(tiled, "TILE", tile):
+        output, cache = tiled.flash_attention_forward(query, key, key, causal=causal, window=window)
+        with patch.object(tiled, "allowed_pairs", recorded):
+            tiled.flash_attention_backward(output, cache)
+    assert asked
+    assert all(allowed is None or allowed.any() for allowed in asked)
+
+
+@given(sizes(1, 3), sizes(1, 11), st.booleans(), st.sampled_from([None, 1, 3]), seeds)
+def test_what_nobody_sees_goes_nowhere(B, S, padded, window, seed):
+    """NaN and inf in keys and values of padding, or out of every window, change no bit of output or gradient."""
     generator = np.random.default_rng(seed)
     query, d_output = generator.standard_normal((2, B, 2, 5, 3))
     key, value = generator.standard_normal((2, B, 2, S, 3))
-    mask = (np.arange(S) < generator.integers(0, S + 1, B)[:, None])[:, None, None, :]
+    mask = (np.arange(S) < generator.integers(0, S + 1, B)[:, None])[:, None, None, :] if padded else None
+    allowed = allowed_pairs(np.arange(S - 5, S), np.arange(S), mask, window=window)
+    seen = np.ones((S, 1), bool) if allowed is None else allowed.any(axis=-2)[..., None]
     results = []
     with patch.object(tiled, "TILE", 2):
         for garbage in (0.0, np.nan, np.inf):
-            dirty = [np.where(mask.swapaxes(-1, -2), x, garbage) for x in (key, value)]
-            output, cache = tiled.flash_attention_forward(query, *dirty, mask)
+            dirty = [np.where(seen, x, garbage) for x in (key, value)]
+            output, cache = tiled.flash_attention_forward(query, *dirty, mask, window=window)
             results.append([output, *tiled.flash_attention_backward(d_output, cache)])
     for clean, *dirty_results in zip(*results, strict=True):
         assert np.isfinite(clean).all()

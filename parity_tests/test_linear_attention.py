@@ -30,7 +30,7 @@ from torch_impl import linear_attention as twin
 )
 def test_parity(data, chunk, B, H, T, S, K, causal, masked, dtypes, seed):
     S = T if causal else S
-    mask = data.draw(booleans((B, 1, 1, S))) if masked else None
+    mask = data.draw(booleans(data.draw(st.sampled_from([(S,), (1, S), (B, 1, 1, S)])))) if masked else None
     shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
     arguments = {name: data.draw(arrays(shape, 2.0)) for name, shape in shapes.items()} | {"mask": mask}
 

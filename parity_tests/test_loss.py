@@ -95,12 +95,18 @@ def test_one_symbol_has_no_loss():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"targets": np.array([5])}, "targets: expected -1 to 2, got 5 to 5"),
+        ({"targets": np.array([3])}, "targets: expected -1 to 2, got 3 to 3"),
+        ({"targets": np.array([-2])}, "targets: expected -1 to 2, got -2 to -2"),
         ({"targets": np.array([0, 0])}, r"targets: expected shape \(1,\)"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": -0.1}, "label_smoothing: expected at least 0 and below 1, got -0.1"),
     ],
 )
 def test_errors(change, message):
     arguments = {"logits": np.zeros((1, 3)), "targets": np.array([0])} | change
     with pytest.raises(ValueError, match=message):
         cross_entropy_forward(**arguments)
+    if "expected -1 to" not in message:  # torch itself refuses a target that there is not
+        tensors = {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arguments.items()}
+        with pytest.raises(ValueError, match=message):
+            cross_entropy(**tensors)

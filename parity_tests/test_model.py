@@ -16,8 +16,10 @@ from reference_numpy import model as spec
 from reference_numpy.config import Kind, ModelConfig
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from reference_numpy.parameters import initialize, parameter_count, parameter_shapes
+from torch_impl.block import Block
+from torch_impl.dropout import Share
 from torch_impl.loss import cross_entropy
-from torch_impl.model import Transformer
+from torch_impl.model import Stack, Transformer
 
 
 def draw_batch(config, B, T, S, seed):
@@ -194,6 +196,64 @@ def test_attention_weights(config, B, T, seed):
         assert ((np.abs(totals - 1) <= slack) | (totals == 0)).all()
 
 
+@given(configs(), sizes(1, 3), seeds)
+def test_rate_0_draws_nothing(config, B, seed):
+    """A model without dropout leaves the stream of random numbers as it is, in both twins."""
+    config = ModelConfig(**(config.__dict__ | {"dropout": 0.0}))
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, extra = draw_batch(config, B, 3, 3, seed)
+    module = Transformer(config).double()
+    module.load_parameters(parameters)
+    stream, untouched = np.random.default_rng(seed), np.random.default_rng(seed)
+    spec.model_forward(parameters, config, tokens, generator=stream, **extra)
+    module(torch.from_numpy(tokens), generator=stream, **as_tensors(extra))
+    assert stream.bit_generator.state == untouched.bit_generator.state
+
+
+STREAMS = {
+    "evaluation": lambda seed, B: None,
+    "NumPy": lambda seed, B: np.random.default_rng(seed),
+    "torch": lambda seed, B: torch.Generator().manual_seed(seed),
+    "device": lambda seed, B: torch.device("cpu"),
+    "share": lambda seed, B: Share(np.random.default_rng(seed), slice(1, B + 1), B + 2),
+}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@fewer(4)
+@given(configs(dropout=0.25), sizes(1, 3), sizes(1, 5), seeds)
+def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
+    """Loss and gradients to the bit, the same units dropped; a block runs twice, and once where nothing is learned."""
+    tokens, targets, extra = draw_batch(config, B, T, 3, seed)
+    module = Transformer(config).double()
+    module.load_parameters(random_parameters(parameter_shapes(config), seed))
+    assert not module.recompute
+    runs, results, after = [], [], []
+    for block in (m for m in module.modules() if isinstance(m, Block)):
+        block.register_forward_pre_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    for again in (False, True):
+        for stack in (m for m in module.modules() if isinstance(m, Stack)):
+            stack.recompute = again
+        runs.clear()
+        module.zero_grad()
+        generator = STREAMS[stream](seed, B)
+        with torch.random.fork_rng():
+            torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
+            logits = module(torch.from_numpy(tokens), generator=generator, **as_tensors(extra))
+            loss = cross_entropy(logits, torch.from_numpy(targets))
+            loss.backward()
+            after.append(torch.rand(1) if generator is None or stream == "device" else None)
+        results.append([loss.detach().numpy(), *(p.grad.numpy() for p in module.parameters())])
+        assert len(runs) == config.layers * (2 if config.kind == "encoder_decoder" else 1) * (2 if again else 1)
+        with torch.no_grad():
+            runs.clear()
+            module(torch.from_numpy(tokens), **as_tensors(extra))
+            assert len(runs) == config.layers * (2 if config.kind == "encoder_decoder" else 1)
+    assert after[0] == after[1]
+    for once, twice in zip(*results, strict=True):
+        np.testing.assert_array_equal(once, twice)
+
+
 @given(configs(), seeds)
 def test_float32_stays_float32(config, seed):
     """No float64 sneaks in: logits, loss and gradients of float32 parameters are float32."""
@@ -214,6 +274,15 @@ def test_errors(make):
         make(ModelConfig(context=4, position="learned"))
     with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder"):
         make(ModelConfig(context=8, kind="encoder_decoder"))
+
+
+def test_linear_attention_forms_no_weights():
+    config = ModelConfig(context=8, attention="linear")
+    message = "attention: expected softmax attention to look at, got linear, which forms no weights"
+    with pytest.raises(ValueError, match=message):
+        spec.attention_weights(spec_logits(config)[1])
+    with pytest.raises(ValueError, match=message):
+        Transformer(config).attention_weights(torch.zeros((1, 5), dtype=torch.int64))
 
 
 def spec_logits(config):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within
@@ -86,6 +87,30 @@ def test_newton_schulz_moves_singular_values_towards_one():
         assert singular.max() < 1.25
         assert np.median(singular) > 0.65
     assert (spec.newton_schulz(np.zeros((3, 4))) == 0).all()
+    assert (twin.newton_schulz(torch.zeros(2, 3, 4)) == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 3), (3, 40)])
+def test_newton_schulz_multiplies_along_the_longer_side(shape):
+    """The products of rows are those of the shorter side: no matrix on the way is larger than g itself."""
+    sizes = []
+
+    class Recorded(np.ndarray):
+        def __array_finalize__(self, source):
+            sizes.append(self.size)
+
+    class Recording(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            sizes.extend(x.numel() for x in [result] if isinstance(x, torch.Tensor))
+            return result
+
+    g = np.random.default_rng(0).standard_normal(shape)
+    spec.newton_schulz(g.view(Recorded))
+    with Recording():
+        twin.newton_schulz(torch.from_numpy(g)[None])
+    assert len(sizes) > 20
+    assert max(sizes) == g.size
 
 
 @given(st.integers(1, 5), seeds)
@@ -156,6 +181,35 @@ def test_a_resumed_optimizer_takes_the_same_step(steps, seed):
         set_gradients(each, gradients[-1])
         its_optimizer.step()
     assert twin.export_state(model, optimizer)[0] == twin.export_state(resumed, resumed_optimizer)[0] == steps + 1
+    after = parameters_as_numpy(resumed)
+    assert all((value == after[name]).all() for name, value in parameters_as_numpy(model).items())
+
+
+def test_an_optimizer_that_took_no_step_is_at_step_0():
+    parameters = random_parameters(SHAPES, 0)
+    model = twin_model(parameters)
+    theirs, ours = twin.export_state(model, twin.adamw(model, 1e-2)), spec.adamw_initial(parameters)
+    assert theirs[0] == ours.step == 0
+    for found, expected in zip(theirs[1:], ours[1:], strict=True):
+        assert {name: (value.shape, value.any()) for name, value in found.items()} == {
+            name: (value.shape, False) for name, value in expected.items()
+        }
+
+
+@given(seeds)
+def test_a_resumed_muon_takes_the_same_step(seed):
+    """Momentum exported and imported into a new optimizer: the next step is the same to the bit."""
+    parameters, first, second = ({"blocks.0.weight": w} for w in np.random.default_rng(seed).standard_normal((3, 3, 5)))
+    model = twin_model(parameters)
+    optimizer = twin.Muon(model.parameters(), 1e-2)
+    set_gradients(model, first)
+    optimizer.step()
+    resumed = twin_model(parameters_as_numpy(model))
+    resumed_optimizer = twin.Muon(resumed.parameters(), 1e-2)
+    resumed_optimizer.import_state(resumed, optimizer.export_state(model))
+    for each, its_optimizer in ((model, optimizer), (resumed, resumed_optimizer)):
+        set_gradients(each, second)
+        its_optimizer.step()
     after = parameters_as_numpy(resumed)
     assert all((value == after[name]).all() for name, value in parameters_as_numpy(model).items())
 

@@ -1,5 +1,7 @@
 """Parameters and config: flat names, initial values, loading; the combinations that are refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -100,8 +102,13 @@ def test_a_parameter_without_gradient_has_gradient_zero():
     [
         ({"width": 10, "heads": 4}, "heads: expected a divisor of the width 10, got 4"),
         ({"heads": 4, "key_value_heads": 3}, "key_value_heads: expected a divisor of the heads 4, got 3"),
+        ({"heads": 4, "key_value_heads": 0}, "key_value_heads: expected a divisor of the heads 4, got 0"),
         ({"layers": 0}, "layers: expected at least 1, got 0"),
+        ({"feed_forward": 0}, "feed_forward: expected at least 1, got 0"),
         ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
+        ({"dropout": -0.1}, "dropout: expected at least 0 and below 1, got -0.1"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon: expected above 0, got 0.0"),
+        ({"initial_deviation": -0.1}, "initial_deviation: expected at least 0, got -0.1"),
         ({"window": 0}, "window: expected at least 1 token, got 0"),
         ({"softcap": 0.0}, "softcap: expected above 0, got 0.0"),
         ({"width": 6, "heads": 2, "position": "rotary"}, "heads: expected an even head width for rotary positions, got 2"),
@@ -110,8 +117,31 @@ def test_a_parameter_without_gradient_has_gradient_zero():
             "position: expected none, sinusoidal or learned for linear attention",
         ),
         ({"attention": "linear", "window": 3}, "window: expected none for linear attention, got 3"),
+        ({"attention": "linear", "softcap": 3.0}, "softcap: expected none for linear attention, got 3.0"),
     ],
 )
 def test_config_errors(options, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"feed_forward": 1}, {"softcap": 0.5}, {"initial_deviation": 0.0}, {"window": 1}, {"dropout": 0.999}]
+)
+def test_the_limits_themselves_are_allowed(options):
+    assert dataclasses.asdict(ModelConfig(**options)).items() >= options.items()
+
+
+def test_a_config_never_changes():
+    """So it can be a key, and the caches of a forward pass can keep it."""
+    config = ModelConfig()
+    assert {config: 1}[ModelConfig()] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.layers = 2
+
+
+def test_what_changes_the_plain_model_is_off_by_default():
+    config = ModelConfig()
+    assert not (config.qk_norm or config.scale_embedding or config.zero_projections or config.dropout)
+    assert config.window is config.softcap is config.key_value_heads is config.feed_forward is None
+    assert config.norm_epsilon == 1e-5  # torch's

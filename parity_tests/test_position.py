@@ -103,6 +103,13 @@ def test_alibi_slopes_of_the_paper():
     assert twelve == [2.0**-h for h in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
 
 
+def test_a_table_is_made_once():
+    for make in (twin.sinusoidal_table, twin.rotary_tables):
+        assert make(0, 5, 4, torch.float64, torch.device("cpu")) is make(0, 5, 4, torch.float64, torch.device("cpu"))
+    slopes = [twin.alibi_slopes(3, torch.float64, torch.device("cpu")) for _ in range(2)]
+    assert slopes[0] is slopes[1]
+
+
 @pytest.mark.parametrize("make", [twin.sinusoidal_table, twin.rotary_tables], ids=["sinusoidal", "rotary"])
 def test_a_table_first_used_while_generating_serves_training(make):
     """The twin keeps its tables; one made in inference mode could not be saved for a backward pass."""

@@ -1,6 +1,9 @@
 """The house: every room of the spec has its twin and its test, and imports point one way."""
 
 import ast
+import importlib
+import inspect
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,30 @@ def test_every_room_has_a_twin():
 def test_every_room_has_a_test():
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "parity_tests").glob("test_*.py")}
     assert rooms("torch_impl") <= tests
+
+
+def parameters_of(room):
+    """(function, parameter) of every public function, method and constructor that the room defines."""
+    module = importlib.import_module(room)
+    for name, value in vars(module).items():
+        if getattr(value, "__module__", None) == room and not name.startswith("_"):
+            methods = vars(value).values() if inspect.isclass(value) else [value]
+            for function in filter(inspect.isfunction, map(inspect.unwrap, methods)):
+                if not function.__name__.startswith("_") or function.__name__ == "__init__":
+                    for parameter in inspect.signature(function).parameters.values():
+                        yield f"{room}, {function.__qualname__}", parameter
+
+
+@pytest.mark.parametrize("room", sorted(rooms("torch_impl")))
+def test_one_name_has_one_default(room):
+    """In a room and its twin a parameter that may be left out means the same wherever it is; each can be given by name."""
+    defaults = defaultdict(set)
+    for package in ("reference_numpy", "torch_impl"):
+        for function, parameter in parameters_of(f"{package}.{room}"):
+            assert parameter.kind is not parameter.POSITIONAL_ONLY, f"{function}: {parameter.name}"
+            if parameter.default is not parameter.empty:
+                defaults[parameter.name].add(parameter.default)
+    assert {name: values for name, values in defaults.items() if len(values) > 1} == {}
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
