@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import arrays, attention_masks, configs, is_smooth, precisions, random_parameters, seeds, sizes
+from parity_tests.strategies import (
+    arrays,
+    attention_masks,
+    configs,
+    fewer,
+    is_smooth,
+    precisions,
+    random_parameters,
+    seeds,
+    sizes,
+)
 from reference_numpy import attention as spec
 from reference_numpy.parameters import parameter_shapes, scope
 from reference_numpy.position import alibi_slopes
@@ -34,15 +44,28 @@ TWINS = {
 )
 def test_parity(path, data, B, H, T, S, K, causal, window, alibi, softcap, magnitude, dtypes, seed):
     """Scores of up to 1e4 and down to 1e-60; every kind of mask, rows that may attend to nothing among them."""
+    assume("bfloat16" not in dtypes or magnitude < 30)  # scores of 1e4 have no digit behind the point there
+    mask = data.draw(attention_masks(B, H, T, S))
+    check_attention(path, data, B, H, T, S, K, mask, causal, window, alibi, softcap, magnitude, dtypes, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("path", TWINS)
+@fewer(5)
+@given(st.data(), sizes(2, 5), sizes(2, 7), sizes(2, 5), st.booleans(), st.booleans(), st.sampled_from([1.0, 4.0]), seeds)
+def test_lower_precision(path, dtype, data, T, S, K, causal, alibi, magnitude, seed):
+    """Scores of ordinary size between several keys: no gradient is 0, so all of them round."""
+    check_attention(path, data, 2, 3, T, S, K, None, causal, None, alibi, None, magnitude, (dtype,), seed)
+
+
+def check_attention(path, data, B, H, T, S, K, mask, causal, window, alibi, softcap, magnitude, dtypes, seed):
     options = {
         "causal": causal,
         "window": window,
         "softcap": softcap if path == "explicit" else None,
     }
-    mask = data.draw(attention_masks(B, H, T, S))
     shapes = {"query": (B, H, T, K), "key": (B, H, S, K), "value": (B, H, S, K)}
     arguments = {name: data.draw(arrays(shape, magnitude)) for name, shape in shapes.items()} | {"mask": mask}
-    assume("bfloat16" not in dtypes or magnitude < 30)  # scores of 1e4 have no digit behind the point there
 
     def backward(d_output, cache):
         return *spec.scaled_dot_product_attention_backward(d_output, cache), None

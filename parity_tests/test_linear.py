@@ -1,13 +1,15 @@
 """Linear layer: spec, twin and complex step."""
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from reference_numpy.linear import linear_backward, linear_forward
-from torch_impl.linear import linear
+from torch_impl.linear import ONEDNN, linear
 
 
 @given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), seeds)
@@ -21,8 +23,47 @@ def test_parity(data, axes, inputs, outputs, rows, has_bias, seed):
     )
 
 
-def test_widths_must_fit():
-    import numpy as np
+def route(x, weight):
+    """ "oneDNN" or "torch": who computed the product, by the name of its derivative."""
+    y = linear(x, weight.requires_grad_())
+    return "oneDNN" if "OneDNN" in y.grad_fn.name() else "torch"
 
-    with pytest.raises(ValueError, match="x: expected a last axis of 3, the weight's input width, got 2"):
+
+@pytest.mark.skipif(ONEDNN is None, reason="this torch comes without oneDNN")
+@pytest.mark.parametrize(
+    ("shape", "outputs", "dtype", "expected"),
+    [
+        ((1, 3), 2, torch.float32, "oneDNN"),
+        ((2, 5, 3), 2, torch.float32, "oneDNN"),
+        ((2, 5, 1), 1, torch.float32, "oneDNN"),
+        ((1, 1), 1, torch.float32, "oneDNN"),
+        ((0, 3), 2, torch.float32, "torch"),
+        ((2, 0), 2, torch.float32, "torch"),
+        ((2, 3), 0, torch.float32, "torch"),
+        ((2, 3), 2, torch.float64, "torch"),
+        ((2, 3), 2, torch.bfloat16, "torch"),
+    ],
+)
+def test_who_computes_the_product(shape, outputs, dtype, expected):
+    """oneDNN in float32 on a CPU, where there is something to compute; nothing where autocast chooses the precision."""
+    x, weight = torch.ones(shape, dtype=dtype), torch.ones((outputs, shape[-1]), dtype=dtype)
+    assert route(x, weight) == expected
+    with torch.autocast("cpu", torch.bfloat16):
+        assert route(x, weight) == "torch"
+
+
+@pytest.mark.skipif(ONEDNN is None, reason="this torch comes without oneDNN")
+def test_a_second_derivative_is_refused():
+    """And not wrong: the backward pass by oneDNN has none of its own."""
+    x, weight = torch.ones((2, 3), requires_grad=True), torch.ones((4, 3), requires_grad=True)
+    (d_x,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        d_x.sum().backward()
+
+
+def test_widths_must_fit():
+    message = "x: expected a last axis of 3, the weight's input width, got 2"
+    with pytest.raises(ValueError, match=message):
         linear_forward(np.zeros((5, 2)), np.zeros((4, 3)))
+    with pytest.raises(ValueError, match=message):
+        linear(torch.zeros((5, 2)), torch.zeros((4, 3)))

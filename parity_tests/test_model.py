@@ -43,7 +43,20 @@ def as_tensors(arrays):
 @given(st.data(), sizes(1, 3), sizes(1, 7), sizes(1, 5), st.sampled_from([0.0, 0.1]), precisions, seeds)
 def test_parity(kind, data, B, T, S, smoothing, dtypes, seed):
     """Loss and gradients of spec and twin, with padding, empty sequences, ignored targets, smoothing, dropout, ties."""
-    config = data.draw(configs(kind=kind))
+    check_model(data.draw(configs(kind=kind)), B, T, S, smoothing, dtypes, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", get_args(Kind))
+@fewer(20)
+@given(st.data(), sizes(3, 7), sizes(3, 5), seeds)
+def test_lower_precision(kind, dtype, data, T, S, seed):
+    """With several tokens to choose from and to attend to: no gradient is 0, so all of them round."""
+    config = data.draw(configs(kind=kind, vocabulary=13, attention="softmax", window=None, bias=True))
+    check_model(config, 3, T, S, 0.1, (dtype,), seed)
+
+
+def check_model(config, B, T, S, smoothing, dtypes, seed):
     parameters = random_parameters(parameter_shapes(config), seed)
     tokens, targets, extra = draw_batch(config, B, T, S, seed)
     module = Transformer(config)

@@ -11,7 +11,10 @@ from torch_impl import normalization as twin
 
 
 def gains(width):
-    """No subnormal gain: autograd multiplies by 1/rms^3 before x, and so many times worse is an underflow in between."""
+    """No subnormal gain for torch's LayerNorm: its backward multiplies the upstream gradient times the gain by 1/deviation^3
+    where the spec multiplies by 1/deviation, and so many times worse is an underflow in the product. RMSNorm, whose
+    backward is the spec's in both twins, is tried with such gains, too.
+    """
     return arrays((width,), subnormal=False)
 
 
@@ -38,7 +41,7 @@ def test_layer_norm(data, rows, width, has_bias, magnitude, offset, seed):
 
 @given(st.data(), sizes(), sizes(1, 11), st.sampled_from([1e-3, 4.0, 1e4]), seeds)
 def test_rms_norm(data, rows, width, magnitude, seed):
-    arguments = {"x": data.draw(arrays((2, rows, width), magnitude)), "weight": data.draw(gains(width))}
+    arguments = {"x": data.draw(arrays((2, rows, width), magnitude)), "weight": data.draw(arrays((width,)))}
     check_operation(
         "rms_norm",
         spec.rms_norm_forward,
