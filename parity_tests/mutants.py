@@ -179,6 +179,41 @@ LINEAR = (
         "return F.linear(x, weight, bias)",
         "return F.linear(x, weight)",
     ),
+    Mutant(
+        "twin_onednn_bias_with_its_strides",
+        "oneDNN is given a bias that is not contiguous, and reads its neighbours in memory.",
+        "torch_impl/linear.py",
+        "bias = None if bias is None else bias.contiguous()",
+        "bias = None if bias is None else bias",
+    ),
+    Mutant(
+        "twin_onednn_input_gradient_through_the_wrong_side",
+        "oneDNN multiplies by the transpose of its second factor, and the gradient of x is given W instead of W^T.",
+        "torch_impl/linear.py",
+        "d_x = _product(d_rows, weight.T).view(ctx.shape) if wanted_x else None",
+        "d_x = _product(d_rows, weight).view(ctx.shape) if wanted_x else None",
+    ),
+    Mutant(
+        "twin_onednn_weight_gradient_transposed",
+        "Where the narrower factor goes first, the gradient of the weight comes out as (in, out).",
+        "torch_impl/linear.py",
+        "else _product(b.T, a.T).T",
+        "else _product(b.T, a.T)",
+    ),
+    Mutant(
+        "twin_onednn_bias_gradient_forgotten",
+        "The layer's own backward pass gives the bias no gradient.",
+        "torch_impl/linear.py",
+        "return d_x, d_weight, d_rows.sum(dim=0) if wanted_bias else None",
+        "return d_x, d_weight, None",
+    ),
+    Mutant(
+        "twin_onednn_for_every_precision",
+        "float64 goes to oneDNN, too, which has no product for it.",
+        "torch_impl/linear.py",
+        "x.dtype == weight.dtype == torch.float32",
+        "x.dtype == weight.dtype",
+    ),
 )
 
 SOFTMAX = (
