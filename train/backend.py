@@ -27,7 +27,7 @@ from reference_numpy.optimizer import (
 )
 from train.configuration import TrainConfig
 from train.data import Batch
-from train.machine import keep_freed_memory
+from train.allocator import keep_freed_memory
 from train.parallel import ALONE, Processes
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from train.benchmarks.memory import peak_bytes
 from train.checkpoint import write_atomically
 from train.configuration import BenchConfig, ComplexityConfig
 from train.data import random_batch
-from train.machine import keep_freed_memory
+from train.allocator import keep_freed_memory
 
 WRITTEN = 500  # characters, as nanoGPT's sample.py writes
 TOGETHER = 16  # sequences that are written at once, for the batched figures

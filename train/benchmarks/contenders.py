@@ -192,7 +192,7 @@ def nanogpt(shape: Shape, batch: Batch, folder: str) -> Contender:
     return _peer(model, batch, loss=lambda tokens: model(tokens, targets)[1], optimizer=optimizer)
 
 
-def nanogpt_model(shape: Shape, folder: str) -> Any:
+def nanogpt_model(shape: Shape, folder: str, bias: bool = True) -> Any:
     """nanoGPT's model at this shape, from its model.py."""
     if str(Path(folder)) not in sys.path:
         sys.path.insert(0, str(Path(folder)))
@@ -205,6 +205,7 @@ def nanogpt_model(shape: Shape, folder: str) -> Any:
         n_head=shape.heads,
         n_embd=shape.width,
         dropout=0.0,
+        bias=bias,
     )
     with contextlib.redirect_stdout(io.StringIO()):  # it prints its size
         return module.GPT(config)

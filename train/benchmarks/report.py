@@ -32,6 +32,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "load_before": load,
+        "openblas": os.environ.get("OPENBLAS_CORETYPE"),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
@@ -206,7 +207,9 @@ def _shape_text(shape: Mapping[str, int], batch: bool = True) -> str:
 def _machine_text(found: Mapping[str, Any], keeps: bool) -> str:
     load = "" if found["load_before"] is None else f", load before {found['load_before']:.1f}"
     kept = "glibc keeps freed memory" if keeps else "the allocator is as it comes"
-    versions = f"Python {found['python']}, NumPy {found['numpy']}, torch {found['torch']}"
+    # Kernels that the environment names, not those that OpenBLAS would choose: the spec's products are as quick as they are.
+    blas = f" with OPENBLAS_CORETYPE={found['openblas']}" if found.get("openblas") else ""
+    versions = f"Python {found['python']}, NumPy {found['numpy']}{blas}, torch {found['torch']}"
     return (
         f"{found['date']}, {found['processor']}, {found['cores']} cores, {found['threads']} threads{load}; "
         f"{found['system']}, {versions}; {kept}, for all contenders."

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from reference_numpy.parameters import parameter_count
-from train.benchmarks import contenders, report, timing
+from train.benchmarks import contenders, leaderboard, report, timing
 from train.cli import main
 
 
@@ -69,3 +69,50 @@ def test_a_bar_is_the_step_and_nothing_else(tmp_path, monkeypatch):
     assert [text.get_text() for text in axes.texts] == ["34"]
     marks = [np.asarray(line.get_xdata())[0] for line in axes.lines if line.get_marker() in ("o", "D")]
     assert marks == [20.0, 39.0]
+
+
+STUB = """
+import torch
+from torch import nn
+
+class GPTConfig:
+    def __init__(self, **options):
+        self.__dict__.update(options)
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def configure_optimizers(self, weight_decay, rate, betas, device):
+        return torch.optim.AdamW(self.parameters(), lr=rate, betas=betas, weight_decay=weight_decay)
+
+    def forward(self, tokens, targets):
+        logits = self.table(tokens)
+        return logits, nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_leaderboard(tmp_path, monkeypatch, capsys):
+    """The yardstick and our runs on a short text; a second call trains nothing."""
+    (tmp_path / "nanogpt").mkdir()
+    (tmp_path / "nanogpt" / "model.py").write_text(STUB, encoding="utf-8")
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 60, encoding="utf-8")
+    monkeypatch.setattr(leaderboard, "RECORD", tmp_path / "leaderboard.json")
+    monkeypatch.setattr(leaderboard, "TABLE", tmp_path / "LEADERBOARD.md")
+    tiny = ("--preset", "tiny", "--steps", "2")
+    monkeypatch.setattr(leaderboard, "RUNS", {"fast": tiny, "sprint": tiny})
+    arguments = ["--nanogpt", str(tmp_path / "nanogpt"), "--corpus", str(tmp_path / "text.txt"), "--seeds", "1"]
+    assert leaderboard.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "| nanogpt | " in text
+    assert "- fast: " in text
+    assert "goal, at most 1.58 in at most 1.000" in text
+    monkeypatch.setattr(leaderboard, "_run", None)
+    assert leaderboard.main(arguments) == 0
+    assert capsys.readouterr().out.endswith(leaderboard.TABLE.read_text(encoding="utf-8") + "\n")
+
+
+def test_the_committed_leaderboard_is_that_of_its_record():
+    record = json.loads(leaderboard.RECORD.read_text(encoding="utf-8"))
+    assert leaderboard.TABLE.read_text(encoding="utf-8") == leaderboard.table(record)
