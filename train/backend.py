@@ -25,9 +25,9 @@ from reference_numpy.optimizer import (
     muon_initial,
     muon_step,
 )
+from train.allocator import keep_freed_memory
 from train.configuration import TrainConfig
 from train.data import Batch
-from train.allocator import keep_freed_memory
 from train.parallel import ALONE, Processes
 
 if TYPE_CHECKING:

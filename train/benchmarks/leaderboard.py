@@ -130,10 +130,10 @@ def nanogpt(folder: str, corpus: str, seed: int) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
+    from train.allocator import keep_freed_memory
     from train.benchmarks.contenders import Shape, nanogpt_model
     from train.corpus import load_corpus
     from train.data import covering_batches, random_batch, split_tokens
-    from train.allocator import keep_freed_memory
     from train.schedule import cosine
     from train.vocabulary import Vocabulary
 
