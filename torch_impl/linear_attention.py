@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from torch_impl.mask import only_seen
 
@@ -22,14 +21,14 @@ def linear_attention(
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K), mask over keys (B, 1, 1, S), state as returned.
     """
-    query_features, key_features = F.elu(query) + 1, F.elu(key) + 1
+    query_features, key_features = _features(query), _features(key)
     if mask is not None:
         mask = torch.atleast_2d(mask)
         if mask.shape[-2] != 1:
             raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {tuple(mask.shape)}")
         seen = mask.mT  # (B, H, S, 1)
         value = only_seen(value, seen)
-        key_features = only_seen(F.elu(only_seen(key, seen)) + 1, seen)
+        key_features = only_seen(_features(only_seen(key, seen)), seen)
     value_and_one = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     product = causal_product if causal else full_product
     sums, state = product(query_features, key_features, value_and_one, state)
@@ -55,3 +54,8 @@ def causal_product(a: Tensor, b: Tensor, w: Tensor, state: Tensor | None = None)
         tiles.append(a_tile @ state + pairs @ w_tile)
         state = state + b_tile.mT @ w_tile
     return torch.cat(tiles, dim=2), state
+
+
+def _features(x: Tensor) -> Tensor:
+    """elu(x) + 1 by its definition: torch's elu is near -1 far below 0, and the sum with 1 would lose the digits."""
+    return torch.where(x > 0, x + 1, torch.exp(x.clamp(max=0)))
