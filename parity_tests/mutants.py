@@ -1167,8 +1167,8 @@ LINEAR_ATTENTION = (
         "twin_linear_attention_padding_in_the_normaliser",
         "Padded keys are set to 0, but the feature of 0 is 1: they still count in the denominator.",
         "torch_impl/linear_attention.py",
-        "key_features = only_seen(F.elu(only_seen(key, seen)) + 1, seen)",
-        "key_features = F.elu(only_seen(key, seen)) + 1",
+        "key_features = only_seen(_features(only_seen(key, seen)), seen)",
+        "key_features = _features(only_seen(key, seen))",
     ),
     Mutant(
         "twin_linear_attention_forgets_earlier_tiles",
