@@ -181,12 +181,13 @@ class Site:
         return _copied(path)
 
     def _report(self, report: Report, place: str) -> str:
-        """The report, and the pictures beside it that it does not show itself."""
+        """The report, and the pictures beside it that no report there shows."""
         text = (ROOT / place).read_text(encoding="utf-8")
         if not text.startswith("# "):
             text = f"# {report.title}\n\n{text}"
-        shown = {posixpath.basename(link) for link in markup.links_of(markup.tokens_of(text))}
         folder = posixpath.dirname(place)
+        texts = [path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.md")]
+        shown = {posixpath.basename(link) for one in texts for link in markup.links_of(markup.tokens_of(one))}
         pictures = [path.name for path in sorted((ROOT / folder).glob("*.png")) if path.name not in shown]
         extra = "\n\n".join(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in pictures)
         body = self.markdown(f"{text}\n\n{extra}\n", place, report.page)
