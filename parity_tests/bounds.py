@@ -21,16 +21,19 @@ Connolly, Higham and Mary, Stochastic Rounding and its Probabilistic Backward Er
 used twice: x * x, y = x + f(x), the one 1/sigma of a row of LayerNorm, a bias seen by every row. Adding up absolute
 values (any correlation) is right and hopelessly slack after a few layers. So an element does not carry a variance but
 `SKETCHES` signed first-order errors, each one consistent draw of all roundings: every rounding event of deviation s
-adds +-s, with its own sign in every sketch, and the sketches propagate like any perturbation. Their root mean square is
-an unbiased sketch of the variance, correlations included, as in affine arithmetic with random projections
+adds +-s, with its own sign in every sketch, and the sketches propagate like any perturbation. Their mean square is an
+unbiased sketch of the variance, correlations included, as in affine arithmetic with random projections
 (Achlioptas, Database-friendly random projections, 2003) or Monte Carlo arithmetic (Parker, 1997).
 
-**Equal values round equally.** The sign is a hash of (operation, mantissa of the result), not a random draw: elements
-of one operation that are equal up to a power of two round with the same relative error, as in the machine. Constant
-rows, repeated tokens and broadcast inputs are therefore not credited with an averaging that does not happen. The
-instrument is deterministic.
+**Equal values may round equally, or not.** The sign is a hash, not a random draw: the instrument is deterministic. In one
+half of the sketches it is a hash of (operation, mantissa of the result): elements of one operation that are equal up to
+a power of two round with the same relative error, as one kernel does with them. Constant rows, repeated tokens and
+broadcast inputs are therefore not credited with an averaging that does not happen. In the other half the place of the
+element goes into the hash, too: a kernel may sum the last rows of a product, or the tail of a vector, in another order
+than the rest, and then the equal keys of a repeated token differ, and with them scores whose difference is 0 in truth.
+The variance is the larger of the two.
 
-**Confidence.** The true error and the K sketches of it are draws of (nearly) one Gaussian, so error / rms(sketches)
+**Confidence.** The true error and the K sketches of a half are draws of (nearly) one Gaussian, so error / rms(sketches)
 follows Student's t with K degrees of freedom; the bound is the two-sided quantile for `FAILURE_PROBABILITY` per element
 times the deviation. For a single rounding, where Gauss does not apply, that is above the worst case u |y|.
 
@@ -55,7 +58,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-SKETCHES = 32  # signed error draws per element; at most 64, the bits of one hash
+HALF = 32  # signed error draws per element of either kind; at most 64, the bits of one hash
+SKETCHES = 2 * HALF  # first those in which equal values round equally, then those in which every place rounds on its own
 FAILURE_PROBABILITY = 1e-9  # per compared element, two-sided
 TWIN_FACTOR = 2.0  # the twin may round up to 4 times where the spec rounds once (variances add: sqrt(4) = 2)
 ELEMENTARY = 2.0  # an elementary function is off by at most about one ulp = 2 u
@@ -63,7 +67,7 @@ LONGDOUBLE_IS_WIDER = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 
 _NOISE = np.dtype([("sketch", np.float64, (SKETCHES,))])  # one element of noise per element of value: same shape
 _QUIET = np.errstate(all="ignore")  # as a decorator; inf - inf and 0 / 0 are answers here, not accidents
-_BITS = np.arange(SKETCHES, dtype=np.uint64)
+_BITS = np.arange(HALF, dtype=np.uint64)
 
 
 class Format(NamedTuple):
@@ -139,7 +143,7 @@ def student_quantile(probability: float, degrees: int) -> float:
     return high
 
 
-CONFIDENCE = student_quantile(FAILURE_PROBABILITY, SKETCHES)
+CONFIDENCE = student_quantile(FAILURE_PROBABILITY, HALF)
 
 
 class Ledger:
@@ -153,18 +157,28 @@ class Ledger:
         cls.operations = 0
 
 
+def _hash(bits: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64 (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014)."""
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
+
+
 @_QUIET
 def _signs(value: np.ndarray) -> np.ndarray:
-    """+-1 of shape value.shape + (SKETCHES,): a hash of the operation and the mantissa, odd in the value."""
+    """+-1, shape value.shape + (SKETCHES,): a hash of operation and mantissa, odd in the value; then of the place, too."""
     Ledger.operations += 1
     mantissa = np.frexp(np.abs(value))[0].astype(np.float64)
     bits = np.atleast_1d(mantissa).view(np.uint64).reshape(value.shape)
-    bits = bits + np.uint64(Ledger.operations * 0x9E3779B97F4A7C15 % 2**64)  # splitmix64 (Steele et al., 2014)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    bits = bits ^ (bits >> np.uint64(31))
-    signs = 1.0 - 2.0 * ((bits[..., None] >> _BITS) & np.uint64(1)).astype(np.float64)
-    return np.where(value < 0, -1.0, 1.0)[..., None] * signs
+    alike = _hash(bits + np.uint64(Ledger.operations * 0x9E3779B97F4A7C15 % 2**64))
+    apart = _hash(alike + np.arange(value.size, dtype=np.uint64).reshape(value.shape))
+    drawn = np.concatenate([(bits[..., None] >> _BITS) & np.uint64(1) for bits in (alike, apart)], axis=-1)
+    return np.where(value < 0, -1.0, 1.0)[..., None] * (1.0 - 2.0 * drawn.astype(np.float64))
+
+
+def larger_half(statistic: np.ndarray) -> np.ndarray:
+    """The larger mean of either kind of sketches, the last axis, of what was computed from each sketch."""
+    return np.maximum(statistic[..., :HALF].mean(axis=-1), statistic[..., HALF:].mean(axis=-1))
 
 
 def _narrow(value: np.ndarray) -> np.ndarray:
@@ -199,7 +213,7 @@ class Tracked(NDArrayOperatorsMixin):
         """Standard deviation of the rounding error of each element."""
         scale = np.abs(self.sketches).max(axis=-1, initial=0.0)  # scaled, since squares of tiny errors underflow
         safe = np.where(scale > 0, scale, 1.0)
-        return safe * np.sqrt(((self.sketches / safe[..., None]) ** 2).mean(axis=-1)) * (scale >= 0)
+        return safe * np.sqrt(larger_half((self.sketches / safe[..., None]) ** 2)) * (scale >= 0)
 
     def bound(self, factor: float = 1.0) -> np.ndarray:
         """What the error of each element exceeds with probability FAILURE_PROBABILITY at most; times factor."""

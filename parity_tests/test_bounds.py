@@ -12,8 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from parity_tests.bounds import (
     CONFIDENCE,
+    HALF,
     LONGDOUBLE_IS_WIDER,
-    SKETCHES,
     Tracked,
     bound_of,
     format_of,
@@ -198,15 +198,15 @@ def test_a_deviation_is_that_of_one_rounding():
     x = np.random.default_rng(0).standard_normal(100)
     product = track(x, "float32") * track(x[::-1], "float32")
     expected = unit_roundoff("float32") * np.abs(product.value) / np.sqrt(3)
-    # the deviation is a root mean square of SKETCHES equal squares, each rounded a few times in float64
-    assert (np.abs(product.deviation - expected) <= SKETCHES * np.finfo(np.float64).eps * expected).all()
+    # the deviation is a root mean square of HALF equal squares, each rounded a few times in float64
+    assert (np.abs(product.deviation - expected) <= HALF * np.finfo(np.float64).eps * expected).all()
 
 
 def test_what_is_used_twice_counts_twice():
     x = track(np.linspace(1, 2, 50), "float64") / 3
     doubled = x + x
     own = unit_roundoff("float64") * np.abs(doubled.value) / np.sqrt(3)  # the rounding of the sum itself
-    assert (doubled.deviation + own >= 2 * x.deviation * (1 - SKETCHES * np.finfo(np.float64).eps)).all()
+    assert (doubled.deviation + own >= 2 * x.deviation * (1 - HALF * np.finfo(np.float64).eps)).all()
     assert ((x - x).deviation == 0).all()
 
 
@@ -217,14 +217,25 @@ def test_one_error_seen_by_a_whole_row_does_not_average_out():
     assert scaled.sum().deviation >= 0.9 * shared * x.value.sum()
 
 
-def test_equal_values_round_equally():
+def test_equal_values_round_equally_in_one_half_of_the_sketches():
     for x in (np.full(101, 0.7), np.float64(0.7) * 2.0 ** np.arange(-50, 51)):
         quotient = track(x, "float64") / 3
         relative = quotient.sketches / np.asarray(quotient.value, dtype=np.float64)[:, None]
-        assert (
-            np.abs(relative - relative[0]) <= 4 * np.finfo(np.float64).eps * np.abs(relative[0])
-        ).all()  # two roundings each
-    assert ((track(np.array([0.7, -0.7]), "float64") / 3).sketches.sum(axis=0) == 0).all()
+        same = np.abs(relative - relative[0]) <= 4 * np.finfo(np.float64).eps * np.abs(relative[0])  # two roundings each
+        assert same[:, :HALF].all()
+        assert not same[:, HALF:].all(axis=0).any()
+    opposite = (track(np.array([0.7, -0.7]), "float64") / 3).sketches.sum(axis=0)
+    assert (opposite[:HALF] == 0).all()
+    assert (opposite[HALF:] != 0).any()
+
+
+def test_the_variance_is_that_of_the_worse_half():
+    """Sums of equal quotients err most where these round equally, differences where each rounds on its own."""
+    n = 101
+    quotients = track(np.full(n, 0.7), "float64") / 3
+    one = quotients.deviation[0]
+    assert quotients.sum().deviation >= n * one * (1 - HALF * np.finfo(np.float64).eps)
+    assert (quotients[1:] - quotients[:-1]).deviation.min() > one / 2, "sqrt(2) of it, estimated from HALF draws"
 
 
 def test_exact_operations_have_no_error():
