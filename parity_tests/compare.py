@@ -223,8 +223,7 @@ def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Track
 
     The maximum alone would let every element be off by eight deviations to the same side. `factor` is the twin's; of
     several models (see `tiled`) one must fit. Where sketches cancel to a limit of 0, the sum may still be off by one
-    rounding at its worst, sqrt(3) deviations. Raises AssertionError with both
-    moments and their limits.
+    rounding at its worst, sqrt(3) deviations. Raises AssertionError with both moments and their limits.
     """
     said = []
     for tracked in models:

@@ -357,6 +357,13 @@ NORMALIZATION = (
         "return F.layer_norm(x, weight.shape, weight, None, epsilon)",
     ),
     Mutant(
+        "twin_layer_norm_of_rows_as_they_are",
+        "The rows are not centred first, and torch's kernels lose digits where the mean is far above the deviation.",
+        "torch_impl/normalization.py",
+        "centred = x - x.mean(dim=-1, keepdim=True)",
+        "centred = x",
+    ),
+    Mutant(
         "twin_rms_norm_default_epsilon",
         "Epsilon is not passed on, and the library's default is another one.",
         "torch_impl/normalization.py",
@@ -1696,6 +1703,13 @@ OPTIMIZER = (
         "torch_impl/optimizer.py",
         "torch.stack([whole(matrix) for matrix in nesterov])",
         "torch.stack([whole(matrix) for matrix in momenta])",
+    ),
+    Mutant(
+        "twin_newton_schulz_coefficients_swapped",
+        "The two coefficients of the polynomial change places.",
+        "torch_impl/optimizer.py",
+        "beta=b, alpha=c",
+        "beta=c, alpha=b",
     ),
     Mutant(
         "twin_newton_schulz_one_norm_for_all",

@@ -93,6 +93,7 @@ def test_generic_faults_change_what_runs_and_nothing_else():
 def half(x: int | None = 2) -> "1 < 2":
     if x < 0:
         raise ValueError(f"x: expected at least {0}, got {x}")
+    assert x is not None
     return x / 2
 '''
     found = {(fault.line.split()[0], fault.changed.replace(" ", "")) for fault in faults_in("room.py", text)}

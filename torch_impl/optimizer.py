@@ -141,7 +141,8 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
     x = x / torch.where(norm == 0, 1, norm)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
     return x.mT if tall else x
 
 
