@@ -21,7 +21,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
 
 
 class _LayerNorm(torch.autograd.Function):
-    """LayerNorm of x - mean by torch's kernels. A row of its gradient sums to 0: through the mean nothing more flows back."""
+    """LayerNorm of x - mean by torch's kernels. A row of its gradient sums to 0: nothing flows back through the mean."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
