@@ -349,6 +349,13 @@ def test_cut_distribution(data, B, V, temperature, top_k, top_p):
     assert (spec.next_tokens(logits, generator, 1.0, top_k=1) == order[:, 0]).all()
 
 
+def test_the_likeliest_are_those_of_the_logits():
+    """1 - 5e-324 rounds to 1: by the scaled logits tokens 0, 1 and 2 would be as likely, and token 2 would be cut."""
+    logits = np.array([[0.0, 0.0, 5e-324, 1.0]])
+    generator = np.random.default_rng(0)
+    assert {int(spec.next_tokens(logits, generator, top_k=2)[0]) for _ in range(50)} == {2, 3}
+
+
 def test_frequencies_are_the_probabilities():
     logits, count = np.array([0.0, 1.0, 2.0, -1.0]), 40_000
     drawn = spec.next_tokens(np.tile(logits, (count, 1)), np.random.default_rng(0), temperature=0.7)

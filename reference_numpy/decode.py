@@ -192,7 +192,7 @@ def next_tokens(
         return logits.argmax(axis=-1)
     scaled = logits.astype(np.float64)
     scaled = (scaled - scaled.max(axis=-1, keepdims=True)) / temperature
-    order = np.argsort(-scaled, axis=-1, kind="stable")  # likeliest first
+    order = np.argsort(-logits, axis=-1, kind="stable")  # likeliest first; scaling may round two of them to one
     p = np.exp(np.take_along_axis(scaled, order, axis=-1))
     if top_k > 0:
         p[:, top_k:] = 0
