@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 try:
     from tyro.conf import Suppress
 except ModuleNotFoundError:  # a bare checkout on a GPU machine, where `python -m train.gpu` needs no command line
-    Suppress = None  # type: ignore[misc]
+    Suppress = None  # type: ignore[misc]  # it stands for a type
 
 from reference_numpy.config import Kind, ModelConfig
 

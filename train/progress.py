@@ -9,7 +9,7 @@ try:
     from tqdm import tqdm
 except ModuleNotFoundError:
 
-    class tqdm:  # type: ignore[no-redef]
+    class tqdm:  # type: ignore[no-redef]  # instead of the one that is not there
         """What of tqdm is used here."""
 
         def __init__(self, iterable: Any = (), **options: Any) -> None:

@@ -55,14 +55,13 @@ class Shape(NamedTuple):
 
     def options(self, **more: Any) -> TrainConfig:
         """The twins' options at this shape."""
-        activation = "gelu_tanh" if more.get("backend") == "numpy" else "gelu"
         model = ModelOptions(
             vocabulary=self.vocabulary,
             context=self.context,
             width=self.width,
             layers=self.layers,
             heads=self.heads,
-            activation=activation,  # type: ignore[arg-type]
+            activation="gelu_tanh" if more.get("backend") == "numpy" else "gelu",
         )
         return TrainConfig(model=model, batch=self.batch, device="cpu", **more)
 

@@ -26,7 +26,7 @@ def main(shape: str, name: str, folder: str | None = None) -> None:
     if name == "x-transformers":
         import x_transformers  # noqa: F401  # libraries do not count
     elif name == "GPT-2 (HF)":
-        from transformers import GPT2LMHeadModel  # noqa: F401
+        from transformers import GPT2LMHeadModel  # noqa: F401  # nor these
     before = _high_water()
     chosen = contenders(folder, compiled=True)[name](SHAPES[shape], SHAPES[shape].random_batch(0))
     for _ in range(3):
