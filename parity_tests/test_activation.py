@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,3 +39,11 @@ def test_erf(x):
     library = np.array([math.erf(v) for v in x])  # itself within one ulp
     assert_within(spec.erf(x), library, bound + np.spacing(np.abs(library)), "erf")
     assert_within(truth, library, bound + np.spacing(np.abs(library)), "erf in longdouble")
+
+
+def test_a_second_derivative_is_refused():
+    """And not wrong: the twin's own backward pass has none of its own."""
+    x = torch.ones(3, requires_grad=True)
+    (d_x,) = torch.autograd.grad(twin.relu_squared(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(d_x.sum(), x)

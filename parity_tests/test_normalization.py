@@ -1,6 +1,8 @@
 """LayerNorm and RMSNorm: spec, twin and complex step; rows of equal numbers."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +67,12 @@ def test_a_row_of_equal_numbers_gives_the_bias(value, seed):
         {"x": x, "weight": weight, "bias": bias},
         seed=seed,
     )
+
+
+@pytest.mark.parametrize("norm", [twin.layer_norm, twin.rms_norm])
+def test_a_second_derivative_is_refused(norm):
+    """And not wrong: the twin's own backward passes have none of their own."""
+    x, weight = torch.rand((2, 3), requires_grad=True), torch.ones(3, requires_grad=True)
+    (d_x,) = torch.autograd.grad(norm(x, weight).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.grad(d_x.sum(), x)
