@@ -75,4 +75,4 @@ def test_a_second_derivative_is_refused(norm):
     x, weight = torch.rand((2, 3), requires_grad=True), torch.ones(3, requires_grad=True)
     (d_x,) = torch.autograd.grad(norm(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        torch.autograd.grad(d_x.sum(), x)
+        d_x.sum().backward()
