@@ -6,6 +6,9 @@ annotations, documentation, the text of error messages, assertions and `strict=`
 sizes of caches.
 
     python -m parity_tests.generic [--count N]      (or make generic-mutants): judges N more, goes on where it stopped
+    python -m parity_tests.generic --again          judges the unexplained survivors by all examples
+
+A survivor takes as long as the whole suite, so the first judgement tries every property on a third of its examples.
 """
 
 import argparse
@@ -218,6 +221,7 @@ class _Bare(ast.NodeTransformer):
 # ---- judging them
 
 REPORT, RECORD = ROOT / "parity_tests" / "GENERIC_MUTANTS.md", ROOT / "parity_tests" / "generic_mutants.json"
+PARTS = 3  # of the examples of a property, how small a part the first judgement takes
 ORDER = 0  # seed of the one random order in which they are judged: those judged so far are a fair sample of all
 
 
@@ -229,9 +233,10 @@ def key_of(fault: Generic) -> tuple[str, str, str]:
     return fault.file, fault.line, fault.changed
 
 
-def judged(faults: Sequence[Generic], jobs: int, limit: int) -> Iterator[dict[str, Any]]:
+def judged(faults: Sequence[Generic], parts: int, jobs: int, limit: int) -> Iterator[dict[str, Any]]:
     """The verdicts as they come, with what was changed; a fault that a reason covers survives unjudged."""
-    changes = [mutate.Change(fault.name, {fault.file: fault.text}) for fault in faults if not why(*key_of(fault))]
+    waiting = [fault for fault in faults if not why(*key_of(fault))]
+    changes = [mutate.Change(fault.name, {fault.file: fault.text}, parts=parts) for fault in waiting]
     verdicts = mutate.judge_all(changes, jobs=jobs, limit=limit)
     for fault in faults:
         excused = why(*key_of(fault))
@@ -312,7 +317,7 @@ def _code(text: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m parity_tests.generic", description="Judge generic faults.")
     parser.add_argument("--count", type=int, default=0, help="judge so many more of the random order; 0 for all")
-    parser.add_argument("--again", action="store_true", help="instead, judge once more those that survived without a reason")
+    parser.add_argument("--again", action="store_true", help="instead, judge survivors without a reason by all examples")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time")
     parser.add_argument("--limit", type=int, default=mutate.LIMIT, help="seconds of work for one fault")
     options = parser.parse_args(arguments)
@@ -328,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif options.count:
         to_judge = [place for place, fault in enumerate(waiting, 1) if not why(*key_of(fault))]
         waiting = waiting[: to_judge[options.count - 1]] if options.count < len(to_judge) else waiting
-    for row in judged(waiting, options.jobs, options.limit):
+    for row in judged(waiting, 1 if options.again else PARTS, options.jobs, options.limit):
         results[row["file"], row["line"], row["changed"]] = row
         contents = {
             "command": "make generic-mutants",

@@ -55,6 +55,8 @@ class Change(NamedTuple):
     files: dict[str, str]
     tests: tuple[str, ...] = ()
     """Run these alone; empty: all, in a good order."""
+    parts: int = 1
+    """Try every property on this part of its examples alone: 3 for a third."""
 
 
 class Verdict(NamedTuple):
@@ -92,7 +94,7 @@ class Witness:
             self.message = (errors[-1] if errors else text).strip().split("\n")[0]
 
 
-def examine(copy: str, packages: Sequence[str], tests: Sequence[str], limit: int, answer: Connection) -> None:
+def examine(copy: str, packages: Sequence[str], tests: Sequence[str], parts: int, limit: int, answer: Connection) -> None:
     """Run the tests in the copy until one fails; send exit status, killer and message, or what went wrong."""
     if sys.platform != "win32":
         import resource
@@ -100,12 +102,12 @@ def examine(copy: str, packages: Sequence[str], tests: Sequence[str], limit: int
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 10))  # then SIGXCPU
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))  # then MemoryError
     try:
-        answer.send(run_pytest(copy, packages, tests))
+        answer.send(run_pytest(copy, packages, tests, parts))
     except BaseException:
         answer.send((None, "", traceback.format_exc()))
 
 
-def run_pytest(copy: str, packages: Sequence[str], tests: Sequence[str]) -> tuple[int, str, str]:
+def run_pytest(copy: str, packages: Sequence[str], tests: Sequence[str], parts: int) -> tuple[int, str, str]:
     """pytest's exit status, the test that failed and its message, if one did."""
     os.chdir(copy)
     sys.path.insert(0, copy)
@@ -117,7 +119,10 @@ def run_pytest(copy: str, packages: Sequence[str], tests: Sequence[str]) -> tupl
 
     # the examples of the profile "ci", which is derandomised, without looking for a smaller one that fails, too
     ci = settings.get_profile("ci")
-    settings.register_profile("mutants", ci, phases=(Phase.explicit, Phase.generate), report_multiple_bugs=False)
+    phases = Phase.explicit, Phase.generate
+    settings.register_profile(
+        "mutants", ci, max_examples=max(1, ci.max_examples // parts), phases=phases, report_multiple_bugs=False
+    )
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=mutants", "--rootdir", copy]
     options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # Hypothesis was imported ahead, on purpose
     witness = Witness()
@@ -149,7 +154,8 @@ def judge(change: Change, copy: Path, packages: Sequence[str], tests: Sequence[s
         for file, text in change.files.items():
             (copy / file).write_text(text, encoding="utf-8")
         answer, end = context.Pipe(duplex=False)
-        process = context.Process(target=examine, args=(str(copy), packages, tests, limit, end), daemon=True)
+        arguments = str(copy), packages, tests, change.parts, limit, end
+        process = context.Process(target=examine, args=arguments, daemon=True)
         process.start()
         end.close()
         status, killer, message = 1, "", ""
