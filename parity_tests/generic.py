@@ -2,8 +2,8 @@
 
 mutants.py has the mistakes that people make; these are those that a machine makes, without a thought. The operators are
 cosmic-ray's (extra `mutants`), the runner is mutate.py's. What changes no behaviour by construction is left out: types in
-annotations, documentation, the text of error messages, assertions and `strict=`, which only a bug could trip, and the
-sizes of caches.
+annotations, documentation, the text of error messages, assertions and `strict=`, which only a bug could trip, the sizes of
+caches, and `staticmethod`, without which a class gives the same function.
 
     python -m parity_tests.generic [--count N]      (or make generic-mutants): judges N more, goes on where it stopped
     python -m parity_tests.generic --again          judges the unexplained survivors by all examples
@@ -200,6 +200,7 @@ class _Bare(ast.NodeTransformer):
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         node.returns = None
+        node.decorator_list = [decorator for decorator in node.decorator_list if ast.unparse(decorator) != "staticmethod"]
         self.generic_visit(node)
         return node
 
