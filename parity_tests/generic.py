@@ -78,6 +78,7 @@ REASONS = (
     Reason("activation.py", "x.real < 0", ("x.real < 1", "x.real < -1", "x.real <= 0"), UNREAD),
     Reason("activation.py", "< split", ("<= split",), "At 2.5 both expansions hold."),
     Reason("activation.py", "split = 2.5", ("split = 3.5",), "From 2.5 to 3.5 both expansions hold."),
+    Reason("activation.py", "!= total + term", ("!= total - term",), "What is too small to add is too small to take away."),
     Reason("activation.py", "range(80,", ("( 81,", "( 79,"), "Level 80 is beyond every precision."),
     Reason("attention.py", "cache.query_rotary is not None and", ("is not None or",), BOTH),
     Reason("attention.py", "cache.query_norm is not None and", ("is not None or",), BOTH),
@@ -127,6 +128,8 @@ REASONS = (
     Reason("torch_impl/decode.py", "", ("def select(",), "Inference mode is for speed, and selecting is no work."),
     Reason("torch_impl/flash_attention.py", "(not causal or T == S)", ("causal and T == S",), SPEED),
     Reason("torch_impl/flash_attention.py", "if bias is not None:", ("if bias is None", "if not bias"), BIAS),
+    Reason("torch_impl/linear.py", "if a.shape[1] <= b.shape[1] else", ("if a.shape[", "if a.shape[1] < b"), SPEED),
+    Reason("torch_impl/dropout.py", "device=generator) >= rate", ("> rate",), "A draw equals the rate once in 2^24."),
     Reason("torch_impl/position.py", "for table in ", ("in []",), "For torch.compile alone: the tests of train/."),
 )
 

@@ -52,6 +52,16 @@ def test_who_computes_the_product(shape, outputs, dtype, expected):
         assert route(x, weight) == "torch"
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3), (2, 5, 3), (2, 1, 4, 3)])
+def test_without_a_gradient_the_product_is_the_same(shape):
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (torch.randn(s, generator=generator) for s in (shape, (2, 3), (2,)))
+    with torch.no_grad():
+        alone = linear(x, weight, bias)
+    assert alone.shape == (*shape[:-1], 2)
+    assert torch.equal(alone, linear(x, weight.requires_grad_(), bias))
+
+
 @pytest.mark.skipif(ONEDNN is None, reason="this torch comes without oneDNN")
 def test_a_second_derivative_is_refused():
     """And not wrong: the backward pass by oneDNN has none of its own."""
