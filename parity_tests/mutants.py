@@ -623,6 +623,13 @@ POSITION = (
         "return torch.cat((a * cosine + b * sine, b * cosine - a * sine), dim=-1)",
     ),
     Mutant(
+        "twin_rotary_gradient_turned_forward",
+        "The gradient is turned as the input was, instead of back.",
+        "torch_impl/position.py",
+        "return _rotate(d_y, cosine, -sine), None, None",
+        "return _rotate(d_y, cosine, sine), None, None",
+    ),
+    Mutant(
         "twin_alibi_aligned_at_the_start",
         "With a cache the queries are taken for the first positions, although they are the last.",
         "torch_impl/position.py",

@@ -1,6 +1,7 @@
 """Positions: sinusoidal, rotary, ALiBi. The tables are the spec's, since they are constants of the model."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,24 @@ def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, de
 def rotary(x: Tensor, start: int) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise."""
     cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)
+    return _Rotary.apply(x, cosine, sine)
+
+
+class _Rotary(torch.autograd.Function):
+    """With the spec's backward, the opposite rotation: without it torch goes back through every half and product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, sine)
+        return _rotate(x, cosine, sine)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:
+        cosine, sine = ctx.saved_tensors
+        return _rotate(d_y, cosine, -sine), None, None
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
 
