@@ -52,6 +52,11 @@ def test_who_computes_the_product(shape, outputs, dtype, expected):
         assert route(x, weight) == "torch"
 
 
+def test_onednn_is_asked_where_it_is_there():
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    assert (ONEDNN is not None) == there
+
+
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3), (2, 5, 3), (2, 1, 4, 3)])
 def test_without_a_gradient_the_product_is_the_same(shape):
     generator = torch.Generator().manual_seed(0)

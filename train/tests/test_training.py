@@ -260,6 +260,7 @@ def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks itself, while tracing
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")  # and makes one itself
 def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
     # Traced and differentiated ahead of time as in use, but run by torch itself: to compile takes a minute.
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
