@@ -129,6 +129,7 @@ REASONS = (
     Reason("torch_impl/decode.py", "", ("def select(",), "Inference mode is for speed, and selecting is no work."),
     Reason("torch_impl/flash_attention.py", "(not causal or T == S)", ("causal and T == S",), SPEED),
     Reason("torch_impl/flash_attention.py", "if bias is not None:", ("if bias is None", "if not bias"), BIAS),
+    Reason("torch_impl/linear.py", "is_compiling() else", ("if not torch",), "One door or the other to the same operator."),
     Reason("torch_impl/linear.py", "if a.shape[1] <= b.shape[1] else", ("if a.shape[", "if a.shape[1] < b"), SPEED),
     Reason("torch_impl/dropout.py", "device=generator) >= rate", ("> rate",), "A draw equals the rate once in 2^24."),
     Reason("torch_impl/position.py", "for table in ", ("in []",), "For torch.compile alone: the tests of train/."),
@@ -264,7 +265,7 @@ def report(contents: dict[str, Any]) -> str:
     sample = (
         "all of them"
         if len(results) == contents["faults"]
-        else f"the first {len(results)} of {contents['faults']} in one random order; "
+        else f"{len(results)} of {contents['faults']}, drawn at random; "
         f"of all, with 95 % confidence, {100 * low:.1f} to {100 * high:.1f} %"
     )
     lines = [
