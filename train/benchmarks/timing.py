@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
-PAUSE = 0.1  # seconds: OpenBLAS's threads keep the cores busy for a while after their last product
+PAUSE = 0.1  # seconds, for the threads of the library before to fall asleep; not seen to change a ratio
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
