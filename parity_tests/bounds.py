@@ -42,8 +42,8 @@ bound of x reaches 0, however rarely, and a jump that comes once in a thousand d
 sketches. So every sketch decides by x + CONFIDENCE times its error: it turns what the bound can turn, more often than a
 machine does. All choices by one comparison turn together, so a function that does not jump there is not charged.
 
-**Limits.** First order except in exp, log, sqrt, products, quotients and maxima, which are propagated exactly; so
-relative deviations must stay well below 1. A rounding that is systematically biased is not covered beyond the
+**Limits.** First order except in exp, log, sqrt, products, quotients, magnitudes and maxima, which are propagated
+exactly; so relative deviations must stay well below 1. A rounding that is systematically biased is not covered beyond the
 confidence factor (long sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64
 deviation. Overflow in the format, where the truth does not overflow, is not modelled: it fails the comparison.
 """
@@ -503,6 +503,13 @@ def _square_root(value: np.ndarray, a: Tracked) -> tuple[np.ndarray, float, int]
     return np.where(a.sketches == 0, 0.0, a.sketches / denominator), 1.0, 0
 
 
+def _magnitude(value: np.ndarray, a: Tracked) -> tuple[np.ndarray, float, int]:
+    """|a + da| - |a|: exact also where the error is larger than the number."""
+    same_side = np.sign(_narrow(a.value)) * a.sketches
+    other_side = np.abs(a.sketches + _narrow(a.value)) - _narrow(value)
+    return np.where(np.abs(a.sketches) < _narrow(value), same_side, other_side), 0.0, 0
+
+
 def _choose(ufunc: np.ufunc) -> Callable[..., tuple[np.ndarray, float, int]]:
     """max(a + da, b + db) - m, m = max(a, b), as max((a - m) + da, (b - m) + db): exact also near a tie."""
 
@@ -531,7 +538,7 @@ _RULES: dict[np.ufunc, Callable[..., tuple[np.ndarray, float, Any]]] = {
     np.negative: _linear(lambda y, x: -np.ones_like(x), 0.0, 0),
     np.positive: _linear(lambda y, x: np.ones_like(x), 0.0, 0),
     np.conjugate: _linear(lambda y, x: np.ones_like(x), 0.0, 0),
-    np.absolute: _linear(lambda y, x: np.sign(x), 0.0, 0),
+    np.absolute: _magnitude,
     np.sqrt: _square_root,
     np.exp: lambda value, a: (_narrow(value) * np.expm1(a.sketches), ELEMENTARY, 1),
     np.expm1: lambda value, a: (_narrow(value + 1) * np.expm1(a.sketches), ELEMENTARY, 1),

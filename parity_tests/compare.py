@@ -208,6 +208,7 @@ def moment_limits(tracked: Tracked) -> Moments:
     (nearly) Gaussian, and its limit Student's quantile times its deviation, as for one element. A sketch rounds by one
     deviation every time; a machine by up to sqrt(3) of them, at worst every time: hence the 3, times what the spread of the
     logarithm of the sketches' mean squares allows (0 where every error is one rounding, large where all errors are one).
+    To it comes the square of one element at its bound: else a tensor of one element were held to less than that bound.
     """
     counts = np.isfinite(tracked.value) & (tracked.deviation > 0)
     scaled = tracked.sketches[counts] / tracked.deviation[counts][:, None]
@@ -215,7 +216,8 @@ def moment_limits(tracked: Tracked) -> Moments:
     logarithms = np.log(np.maximum(squares, np.finfo(float).tiny)).reshape(2, HALF)
     spread = float(logarithms.std(axis=1).max())
     with np.errstate(over="ignore"):
-        return Moments(CONFIDENCE * math.sqrt(float(larger_half(totals * totals))), 3 * float(np.exp(CONFIDENCE * spread)))
+        square = 3 * float(np.exp(CONFIDENCE * spread)) + CONFIDENCE**2 / counts.sum()
+        return Moments(CONFIDENCE * math.sqrt(float(larger_half(totals * totals))), float(square))
 
 
 def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Tracked], what: str, factor: float) -> None:

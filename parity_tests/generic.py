@@ -74,7 +74,7 @@ BIAS = "Without it torch broadcasts the bias itself."
 
 REASONS = (
     # ---- the same numbers: no test can notice
-    Reason("activation.py", "np.where(near, x, 0)", ("np.where(near, x, 1)", "np.where(near, x, -1)"), UNREAD),
+    Reason("activation.py", "np.clip(x, -split, split), 0)", ("-split, split), 1)", "-split, split), -1)"), UNREAD),
     Reason("activation.py", "x.real < 0", ("x.real < 1", "x.real < -1", "x.real <= 0"), UNREAD),
     Reason("activation.py", "< split", ("<= split",), "At 2.5 both expansions hold."),
     Reason("activation.py", "split = 2.5", ("split = 3.5",), "From 2.5 to 3.5 both expansions hold."),

@@ -83,6 +83,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "log": (lambda a: np.log(1 + a * a), 1),
     "log1p": (lambda a: np.log1p(a * a), 1),
     "sqrt": (lambda a: np.sqrt(1 + a * a), 1),
+    "magnitude": (lambda a: np.abs(a / 3), 1),
     "tanh": (np.tanh, 1),
     "sin": (np.sin, 1),
     "cos": (np.cos, 1),
@@ -389,6 +390,18 @@ def test_decisions_that_rounding_turns_are_within_the_bound(choose, dtype):
     assert ((actual["one by one"] == 0) != (truth["one by one"] == 0)).sum() > 40
     for name in truth:
         assert_within(actual[name], truth[name], bound[name], name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_magnitudes_of_what_is_nothing_but_rounding_are_within_the_bound(dtype):
+    """|x| has slope 0 at x = 0, says np.sign; and beyond its error no magnitude falls below 0."""
+    x, w = np.random.default_rng(6).standard_normal((2, 400, 7)).astype(dtype)
+    x[:, -1] = -(x[:, :-1] * w[:, :-1]).sum(axis=-1) / w[:, -1]
+    check("magnitudes", lambda x, w: np.abs((x * w).sum(axis=-1)), [x, w], dtype)
+    thirds = (track(np.ones(1), dtype) / 3).sketches
+    nothing = Tracked(np.zeros(1, np.longdouble), track(np.zeros(1), dtype).noise, format_of(dtype))
+    nothing.sketches[...] = thirds
+    assert (np.abs(nothing).sketches == np.abs(thirds)).all()
 
 
 def test_decisions_far_from_turning_cost_nothing():

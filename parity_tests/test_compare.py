@@ -1,5 +1,6 @@
 """The comparison accepts a right twin and rejects every wrong one: two toy operations, and a fault at a time."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,15 @@ import pytest
 import torch
 
 from parity_tests import compare
-from parity_tests.bounds import LONGDOUBLE_IS_WIDER
-from parity_tests.compare import NARROW_LONGDOUBLE, Tally, assert_rejected, assert_within, check_operation
+from parity_tests.bounds import CONFIDENCE, LONGDOUBLE_IS_WIDER, run_tracked
+from parity_tests.compare import (
+    NARROW_LONGDOUBLE,
+    Tally,
+    assert_moments_within,
+    assert_rejected,
+    assert_within,
+    check_operation,
+)
 
 pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)
 GENERATOR = np.random.default_rng(17)
@@ -237,6 +245,24 @@ def test_what_is_within_bounds_is_accepted():
     assert assert_within(ONES[:0], ONES[:0], ONES[:0], "this").elements == 0
     with pytest.raises(AssertionError, match="dtype"):
         assert_within(ONES, ONES, ONES, "this", np.float32)
+
+
+@pytest.mark.parametrize(
+    ("errors", "accepted"),  # in units of the modelled deviation, without bias but in the first two
+    [
+        ([0.99 * CONFIDENCE], True),
+        ([0.99 * CONFIDENCE, 0.0], True),
+        ([0.99 * CONFIDENCE, -0.99 * CONFIDENCE], False),
+        ([1.7, -1.7] * 500, True),
+        ([1.8, -1.8] * 500, False),
+    ],
+)
+def test_one_element_may_be_at_its_bound_and_not_all(errors, accepted):
+    tracked = run_tracked(lambda x: x / 3, np.linspace(1, 2, len(errors)), format="float64")
+    actual = tracked.value + np.array(errors) * tracked.deviation
+    assert_within(actual, tracked.value, tracked.bound(), "this")
+    with nullcontext() if accepted else pytest.raises(AssertionError, match="together they are"):
+        assert_moments_within(actual, tracked.value, [tracked], "this", 1.0)
 
 
 def test_the_message_names_the_worst_element():

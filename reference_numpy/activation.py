@@ -88,10 +88,11 @@ def erf(x: np.ndarray) -> np.ndarray:
 
     Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms are all positive, and the continued
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
+    What is near is clipped for the analysis of rounding, whose `near` is a guess where errors are large.
     """
     split = 2.5
     near, negative = np.abs(x.real) < split, x.real < 0
-    series = _erf_series(np.where(near, x, 0))
+    series = _erf_series(np.where(near, np.clip(x, -split, split), 0))
     tail = 1 - _erfc_fraction(np.where(near, split, np.where(negative, -x, x)))
     return np.where(near, series, np.where(negative, -tail, tail))
 
