@@ -83,9 +83,14 @@ def test_newton_schulz_moves_singular_values_towards_one():
     """The docstring's range, for matrices of many shapes; zero stays zero."""
     generator = np.random.default_rng(0)
     for shape in [(16, 16), (64, 16), (16, 64)]:
-        singular = np.linalg.svd(spec.newton_schulz(generator.standard_normal(shape)), compute_uv=False)
-        assert singular.max() < 1.25
-        assert np.median(singular) > 0.65
+        g = generator.standard_normal(shape)
+        half = twin.newton_schulz(torch.from_numpy(g)[None], dtype=torch.bfloat16)[0]
+        assert half.dtype == torch.float64
+        assert (half == half.bfloat16()).all()
+        for result in (spec.newton_schulz(g), half.numpy()):
+            singular = np.linalg.svd(result, compute_uv=False)
+            assert singular.max() < 1.25
+            assert np.median(singular) > 0.65
     assert (spec.newton_schulz(np.zeros((3, 4))) == 0).all()
     assert (twin.newton_schulz(torch.zeros(2, 3, 4)) == 0).all()
 

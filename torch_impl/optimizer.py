@@ -83,13 +83,19 @@ def import_state(model: Named, optimizer: torch.optim.Optimizer, step: int, firs
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for the matrices inside the blocks; see the spec. All other parameters are for `adamw`.
 
-    Matrices of one shape are orthogonalised together, as one batch of products.
+    Matrices of one shape are orthogonalised together, as one batch of products, in `dtype`; None for their own.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], learning_rate: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        parameters: Iterable[nn.Parameter],
+        learning_rate: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loss is not evaluated again
@@ -105,7 +111,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(momenta, gradients)
                 nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
                 # Of a matrix that is held in parts every process orthogonalises the whole and keeps its own part.
-                together = newton_schulz(torch.stack([whole(matrix) for matrix in nesterov])).unbind()
+                together = newton_schulz(torch.stack([whole(matrix) for matrix in nesterov]), dtype=self._dtype).unbind()
                 updates = [divided(update, weight) for update, weight in zip(together, weights, strict=True)]
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
@@ -132,17 +138,22 @@ class Muon(torch.optim.Optimizer):
         return momentum
 
 
-def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """Move the singular values of a batch of matrices (N, O, I) towards 1 and keep their singular vectors."""
+def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -> Tensor:
+    """Move the singular values of a batch of matrices (N, O, I) towards 1 and keep their singular vectors.
+
+    The products are taken in `dtype`. Its authors use bfloat16: the range is the same, and what is small beside the largest
+    singular value is then partly rounding.
+    """
     a, b, c = NEWTON_SCHULZ
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
     norm = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
-    x = x / torch.where(norm == 0, 1, norm)
+    x = (x / torch.where(norm == 0, 1, norm)).to(dtype)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
         x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
+    x = x.to(g.dtype)
     return x.mT if tall else x
 
 

@@ -115,6 +115,8 @@ class TrainConfig:
     """Steps over which the learning rate falls at the end, for stable_decay."""
     momentum: float = 0.95
     """muon: share of the momentum that stays after a step."""
+    muon_bfloat16: bool = False
+    """muon: orthogonalise in bfloat16 where torch and the processor have instructions for it; elsewhere in dtype."""
     beta1: float = 0.9
     """AdamW: decay per step of the mean of gradients."""
     beta2: float = 0.99

@@ -278,6 +278,18 @@ def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
             prepare(options(tmp_path / "run", tf32=True))
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_muon_takes_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, there):
+    monkeypatch.setattr("train.backend._multiplies_bfloat16", lambda device: there)
+    plain, asked = (
+        losses(run(options(tmp_path / name, optimizer="muon", learning_rate=5e-3, muon_bfloat16=name == "asked")))
+        for name in ("plain", "asked")
+    )
+    assert asked[0] == plain[0]
+    assert (asked == plain).all() != there
+    assert asked[-1] < asked[0]
+
+
 def test_log_has_what_a_reader_needs_and_config_what_a_rerun_needs(tmp_path):
     config = options(tmp_path / "run", log_every=5, steps=12)
     folder = run(config)
