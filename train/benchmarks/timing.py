@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch
 from torch.utils.benchmark import Timer
 
-PAUSE = 0.1  # seconds, for the threads of the library before to fall asleep; not seen to change a ratio
-
 
 def interleaved(functions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of one call of each function, `rounds` times; all take turns, and every other round runs backwards, so that a
     drift of the machine's speed and what one leaves in the caches for the next meet all alike.
 
-    Before each turn a PAUSE; then a Timer makes two calls that do not count before the one that does."""
+    In each turn a Timer makes two calls that do not count before the one that does."""
     timers = {name: _timer(function) for name, function in functions.items()}
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds):
         for name in _order(list(functions), number):
-            time.sleep(PAUSE)
             seconds[name].append(timers[name].timeit(1).median)
     return seconds
 
