@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from train.configuration import TrainConfig
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(seconds=5)  # for a store to answer, and for torchrun to end the other processes
 
 
 @dataclass(frozen=True)
@@ -97,15 +100,24 @@ def connected(options: TrainConfig) -> Iterator[Processes]:
 
 
 def speaks() -> bool:
-    """Whether this process tells the user of an error: the first to fail, or process 0 before they are connected."""
+    """Whether this process tells the user of an error: the first to fail. It asks the store at MASTER_ADDR, torchrun's own.
+
+    The others wait to be ended, since torchrun ends all as soon as one is gone, even one that has yet to speak."""
     rank, count = _place()
-    dist = sys.modules.get("torch.distributed")
-    if count == 1 or dist is None or not dist.is_initialized():
-        return rank == 0
+    if count == 1:
+        return True
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not declared as exported
+
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        return dist.distributed_c10d._get_default_store().add("twinformer/failures", 1) == 1
-    except RuntimeError:  # whoever kept the count has ended
-        return False
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=PATIENCE)
+        first = store.add(f"twinformer/failures/{attempt}", 1) == 1
+    except (KeyError, RuntimeError):  # no store as yet, or process 0 kept it and has ended
+        first = rank == 0
+    if not first:
+        time.sleep(PATIENCE.total_seconds())
+    return first
 
 
 def _place() -> tuple[int, int]:

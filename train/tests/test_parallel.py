@@ -76,6 +76,29 @@ def test_an_error_in_one_process_ends_all_and_is_told_once(tmp_path):
     assert not (tmp_path / "runs" / "tiny-2").exists()
 
 
+LATE = """
+import os, sys, time
+from train import cli
+
+def slowly(speaks=cli.speaks):
+    first = speaks()
+    time.sleep(2 * first)
+    return first
+
+cli.speaks = slowly
+time.sleep(os.environ["RANK"] == "0")
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_an_error_is_told_whoever_comes_first(tmp_path):
+    """Process 0 arrives when the other has failed already, and who tells takes its time: torchrun must not end it before."""
+    (tmp_path / "late.py").write_text(LATE)
+    done = launch(tmp_path, tmp_path / "late.py", "train", "--preset", "tiny", "--steps", 0)
+    assert done.returncode != 0
+    assert done.stderr.count("twinformer: error: steps: expected at least 1, got 0") == 1, done.stderr
+
+
 @pytest.mark.parametrize("B", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_every_row_is_somebodys(B, count):
