@@ -115,7 +115,7 @@ REASONS = (
     Reason("torch_impl/optimizer.py", "first, second, step = ", ("{}, 1", "{}, -1"), "The first parameter says the step."),
     Reason("softmax.py", "largest == -np.inf", ("-np.inf, 1", "-np.inf, -1"), "exp(-inf - 1) is 0 as well."),
     Reason("softmax.py", "total == 0, 1, total", ("total == 0, 2, total",), EMPTY),
-    Reason("torch_impl/softmax.py", "torch.where(empty, 0, x)", ("empty, 1, x", "empty, -1, x"), UNREAD),
+    Reason("torch_impl/softmax.py", "if torch.is_grad_enabled():", ("if not torch",), "Who differentiates has it on."),
     Reason("torch_impl/attention.py", "if self.key is None or self.value", ("self.key is None and",), BOTH),
     Reason("torch_impl/decode.py", "_past[0].own.length", ("_past[ -1]",), BLOCKS),
     Reason("torch_impl/model.py", "past[0].own.length", ("past[ -1]",), BLOCKS),
@@ -131,6 +131,9 @@ REASONS = (
     Reason("torch_impl/flash_attention.py", "if bias is not None:", ("if bias is None", "if not bias"), BIAS),
     Reason("torch_impl/linear.py", "is_compiling() else", ("if not torch",), "One door or the other to the same operator."),
     Reason("torch_impl/linear.py", "if a.shape[1] <= b.shape[1] else", ("if a.shape[",), SPEED),
+    Reason("torch_impl/linear.py", "if torch.compiler.is_compiling():", ("if not torch",), SPEED),
+    Reason("torch_impl/attention.py", "return torch.compiler.is_compiling() and", ("",), SPEED),
+    Reason("torch_impl/attention.py", "FEW_SCORES = ", ("",), SPEED),
     Reason("torch_impl/dropout.py", "device=generator) >= rate", ("> rate",), "A draw equals the rate once in 2^24."),
     Reason("torch_impl/position.py", "for table in ", ("in []",), "For torch.compile alone: the tests of train/."),
 )

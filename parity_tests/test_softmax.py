@@ -1,6 +1,8 @@
 """Softmax: spec, twin and complex step; -inf entries, empty rows, huge scores, invariance to a shift."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +37,30 @@ def test_a_shift_changes_nothing(data, rows, columns, shift):
     unshifted, own_bound = bound_of(lambda a: softmax_forward(a)[0], x, format="float64")
     assert_within(softmax_forward(x + shift)[0], unshifted, bound + own_bound, "softmax(x + c)")
     assert_within(truth, unshifted, bound + own_bound, "softmax(x + c), truth")
+
+
+@given(st.data(), sizes(1), sizes(1, 11), seeds)
+def test_the_twin_masks_as_it_goes(data, rows, columns, seed):
+    """softmax(x, allowed) is the spec's of x with -inf where nothing is allowed, whatever x holds there, gradient too."""
+    allowed = data.draw(booleans((rows, columns)))
+    x = data.draw(arrays((rows, columns)))
+    d_p = np.random.default_rng(seed).standard_normal((rows, columns))
+    p, cache = softmax_forward(np.where(allowed, x, -np.inf))
+    twin_x = torch.tensor(np.where(allowed, x, np.nan), requires_grad=True)
+    twin_p = softmax(twin_x, torch.from_numpy(allowed))
+    twin_p.backward(torch.from_numpy(d_p))
+    assert torch.equal(twin_p, softmax(twin_x.detach(), torch.from_numpy(allowed)))
+    np.testing.assert_allclose(twin_p.detach().numpy(), p, rtol=1e-14)
+    assert twin_x.grad is not None
+    np.testing.assert_allclose(twin_x.grad.numpy(), softmax_backward(d_p, cache), rtol=1e-11, atol=1e-14)
+
+
+def test_a_second_derivative_is_refused():
+    """And not wrong: the backward pass of its own has none."""
+    x = torch.zeros((2, 3), requires_grad=True)
+    (d_x,) = torch.autograd.grad(softmax(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        d_x.sum().backward()
 
 
 def test_no_columns():

@@ -62,9 +62,13 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-# For torch.compile, which takes ONEDNN itself for a call that it made, with a weight that never changes.
-_opaque = torch.library.custom_op("twinformer::onednn", _onednn, mutates_args=())
-_opaque.register_fake(lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
+# For torch.compile, which takes ONEDNN itself for a call that it made, with a weight that never changes. Not by custom_op:
+# that looks at the arguments of every call for aliases, and small products are quick.
+if not hasattr(torch.ops.twinformer, "onednn"):
+    torch.library.define("twinformer::onednn", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
+    torch.library.impl("twinformer::onednn", "cpu", _onednn)
+    torch.library.register_fake("twinformer::onednn", lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
+_opaque = torch.ops.twinformer.onednn
 
 
 class _OneDNNLinear(torch.autograd.Function):
@@ -90,4 +94,6 @@ class _OneDNNLinear(torch.autograd.Function):
 
 def _transposed_product(a: Tensor, b: Tensor) -> Tensor:
     """a^T b; shapes: a (N, O), b (N, I), output (O, I). oneDNN copies its first factor if transposed: so the smaller one."""
+    if torch.compiler.is_compiling():  # it makes the copies together with what comes before
+        a, b = a.T.contiguous().T, b.T.contiguous().T
     return _product(a.T, b.T) if a.shape[1] <= b.shape[1] else _product(b.T, a.T).T

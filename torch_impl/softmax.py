@@ -1,10 +1,39 @@
-"""Softmax over the last axis."""
+"""Softmax over the last axis, and its own backward pass, which keeps the output alone, as the spec's does."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def softmax(x: Tensor) -> Tensor:
-    """p_i = exp(x_i) / sum_j exp(x_j); a row of nothing but -inf gives 0 and gradient 0, where torch.softmax gives NaN."""
+def softmax(x: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """p_i = exp(x_i) / sum_j exp(x_j) over the entries that are allowed: bool, broadcastable to x; None allows all.
+
+    A row with nothing to choose from, or of nothing but -inf, gives 0 and gradient 0, where torch.softmax gives NaN.
+    """
+    if torch.is_grad_enabled():
+        p: Tensor = _Softmax.apply(x, allowed)
+        return p
+    return _forward(x, allowed)
+
+
+def _forward(x: Tensor, allowed: Tensor | None) -> Tensor:
+    x = x if allowed is None else torch.where(allowed, x, -torch.inf)
     empty = (x == -torch.inf).all(dim=-1, keepdim=True)
-    return torch.where(empty, 0, torch.softmax(torch.where(empty, 0, x), dim=-1))
+    return torch.where(empty, 0, torch.softmax(x, dim=-1))
+
+
+class _Softmax(torch.autograd.Function):
+    """Differentiated by torch, every torch.where above would keep its mask, (B, H, T, S) in attention."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, allowed: Tensor | None) -> Tensor:
+        p = _forward(x, allowed)
+        ctx.save_for_backward(p)
+        return p
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_p: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype), None
