@@ -178,13 +178,13 @@ def _translation() -> Iterator[tuple[str, Fact]]:
 
 def _benchmarks() -> Iterator[tuple[str, Fact]]:
     """The step of both twins over nanoGPT's, where that was among the peers."""
-    file, where = BENCHMARKS / "bench.json", "train/benchmarks/bench.json"
-    if not file.exists():
-        return
-    for shape, table in json.loads(file.read_text(encoding="utf-8"))["steps"].items():
-        steps = {record["name"]: record["step"] for record in table["records"]}
-        for name in ("spec", "twin") if "nanoGPT" in steps else ():
-            yield f"bench.{shape}.{name}", Fact(f"{steps[name] / steps['nanoGPT']:.2f}", where, "twinformer bench")
+    for file in sorted(BENCHMARKS.glob("**/bench.json")):
+        where = file.relative_to(BENCHMARKS.parent.parent).as_posix()
+        machine = "bench" if file.parent == BENCHMARKS else f"bench.{file.parent.name}"
+        for shape, table in json.loads(file.read_text(encoding="utf-8"))["steps"].items():
+            steps = {record["name"]: record["step"] for record in table["records"]}
+            for name in ("spec", "twin") if "nanoGPT" in steps else ():
+                yield f"{machine}.{shape}.{name}", Fact(f"{steps[name] / steps['nanoGPT']:.2f}", where, "twinformer bench")
 
 
 QUOTIENT = "central difference"  # half of its bound is its own error, so its ratio says little about the gradient

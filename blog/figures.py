@@ -17,7 +17,7 @@ from blog.facts import result
 from train import ablate, evidence, ladder, pitfalls, run_folder
 from train.attention import draw, draw_view
 from train.attention_page import renewed
-from train.benchmarks.report import plot_steps
+from train.benchmarks.report import markdown, plot_steps
 from train.checkpoint import load_model
 from train.configuration import AttentionConfig, PositionsConfig
 from train.configuration import View as ViewName
@@ -81,6 +81,8 @@ def texts() -> Iterator[tuple[Path, str]]:
     """The attention pages and the reports of the experiments as today's code writes them around their numbers."""
     for page in sorted(LOGS.glob(f"*/{run_folder.PAGE}")):
         yield page, renewed(page.read_text(encoding="utf-8"))
+    for file in sorted(BENCHMARKS.glob("**/bench.json")):
+        yield file.with_name("BENCHMARKS.md"), markdown(file.parent)
     if content := result("ablation"):
         yield LOGS / "ablation" / ablate.TABLE, ablate.report(content)
     if content := result("ladder"):
@@ -102,7 +104,7 @@ def figures() -> Iterator[Figure]:
     yield Figure(POSITIONS, lambda path: positions(PositionsConfig(output=str(path))))
     if content := result("complexity"):
         yield Figure(_beside("complexity"), partial(plot_complexity, content["records"], content["slopes"]))
-    if (file := BENCHMARKS / "bench.json").exists():
+    for file in sorted(BENCHMARKS.glob("**/bench.json")):
         steps = json.loads(file.read_text(encoding="utf-8"))["steps"]
         yield Figure(file.with_suffix(".png"), partial(plot_steps, steps))
     if content := result("ablation"):

@@ -53,10 +53,7 @@ def bench(config: BenchConfig) -> str:
         done("data", data(little, config))
         done("profile", {name: profile.twin_profile(SHAPES[name]) for name in sizes})
     write_atomically(folder / "bench.json", (json.dumps(result, indent=1) + "\n").encode())
-    report.plot_steps(result["steps"], folder / "bench.png")
-    text = report.markdown(result)
-    write_atomically(folder / "BENCHMARKS.md", text.encode())
-    return text + f"\nin {folder}: BENCHMARKS.md, bench.json, bench.png"
+    return report.write(folder) + f"\nin {folder}: BENCHMARKS.md, bench.json, bench.png"
 
 
 def products(config: BenchConfig, rounds: int) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from train.checkpoint import write_atomically
 from train.plots import BLUE, VERMILION, _figure, _save, _style
 from train.run_folder import environment
 
@@ -18,7 +20,7 @@ YARDSTICK = "nanoGPT"
 STAND_IN = "torch.nn"
 # Where nanoGPT is not at hand: its step over that of torch.nn.TransformerEncoder, as once measured with both.
 STAND_IN_FACTOR = {"small": 0.87, "large": 0.98}
-GOALS = {"spec": 1.0, "twin": 0.6}  # step, over the yardstick's
+GOALS = {"spec": 1.0, "twin": 0.6, "twin, compiled": 0.6}  # step, over the yardstick's
 DECODING_GOAL = 10.0  # cached, over the yardstick's sampler
 PALE = "#9ecae1"
 MARKS = (("forward", BLUE, "o", "forward alone"), ("gradients", VERMILION, "D", "forward and backward alone"))
@@ -37,9 +39,26 @@ def machine() -> dict[str, Any]:
     }
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def write(folder: Path) -> str:
+    """Draw bench.png and write BENCHMARKS.md from the folder's bench.json; return the text."""
+    result, *_ = machines(folder).values()
+    plot_steps(result["steps"], folder / "bench.png")
+    text = markdown(folder)
+    write_atomically(folder / "BENCHMARKS.md", text.encode())
+    return text
+
+
+def machines(folder: Path) -> dict[str, Any]:
+    """What bench.json holds, of this folder and of those inside, for other machines; by the folder's name, this one "."."""
+    files = folder / "bench.json", *sorted(folder.glob("*/bench.json"))
+    return {str(path.parent.relative_to(folder)): json.loads(path.read_text(encoding="utf-8")) for path in files}
+
+
+def markdown(folder: Path) -> str:
     """The whole of BENCHMARKS.md."""
-    fastest = max(record["flops"] for record in result["products"])
+    results = machines(folder)
+    result = results["."]
+    fastest = quickest_product(result)
     lines = [
         "# Benchmarks",
         "",
@@ -60,6 +79,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     for name, table in result["steps"].items():
         lines += [*_step_table(name, table, result["memory"][name], fastest), ""]
     lines += ["![time of a step](bench.png)", "", "## What is ahead, what is behind", "", *_verdict(result), ""]
+    if len(results) > 1:
+        lines += ["## Other machines", "", *_machines_table(results), ""]
     lines += ["## Where the twin's time goes", "", *_profile_table(result["profile"]), ""]
     lines += ["## One product", "", *_product_table(result["products"]), ""]
     lines += ["## Decoding", "", *_decoding_table(result["decoding"]), ""]
@@ -69,6 +90,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     if "note" in result:
         lines += [result["note"], ""]
     return "\n".join(lines)
+
+
+def quickest_product(result: Mapping[str, Any]) -> float:
+    """Operations per second of the quickest library at the quickest shape."""
+    return max(float(record["flops"]) for record in result["products"])
 
 
 def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
@@ -134,13 +160,19 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
         who, seconds = yardstick(name, table)
         steps = {record["name"]: record["step"] for record in table["records"]}
         for contender, goal in GOALS.items():
+            if contender not in steps:
+                continue
             ratio = steps[contender] / seconds
             lines.append(
-                f"- {name}: the {contender}'s step takes {ratio:.2f} times that of {who}; the goal, at most {goal}, is "
+                f"- Step, {name}, {contender}: {ratio:.2f} times that of {who}; the goal, at most {goal}, is "
                 f"{'met' if ratio <= goal else 'missed'}."
             )
-        ahead = [other for other in steps if other not in ("spec", "twin") and steps[other] < steps["twin"]]
-        lines.append(f"- {name}: quicker than the twin: {', '.join(ahead) or 'none of the others'}.")
+        lines.append(
+            f"- Step, {name}: its operations alone, at the rate of the quickest product below, would take "
+            f"{table['flops'] / quickest_product(result) / seconds:.2f} times as long as {who}'s step."
+        )
+        ahead = [other for other in steps if other not in GOALS and steps[other] < steps["twin"]]
+        lines.append(f"- Step, {name}: quicker than the twin: {', '.join(ahead) or 'none of the others'}.")
     rates = {record["name"]: record["rate"] for record in result["decoding"]["records"]}
     sampler = next((rate for name, rate in rates.items() if name.startswith(YARDSTICK)), None)
     for name in ("twin, cached", "spec, cached"):
@@ -150,6 +182,27 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
                 f"- Decoding, {name}: {ratio:.1f} times the rate of nanoGPT's sampler; the goal, at least "
                 f"{DECODING_GOAL:.0f}, is {'met' if ratio >= DECODING_GOAL else 'missed'}."
             )
+    return lines
+
+
+def _machines_table(results: Mapping[str, Any]) -> list[str]:
+    """One row per machine and shape: steps over the yardstick's, and what the products alone would take."""
+    lines = [
+        "Steps over the yardstick's, and what a step's operations alone would take at the rate of that machine's quickest",
+        "product. Where torch's own products are as quick as any other, only the rest of a step can be made quicker.",
+        "",
+        f"| machine | shape | {' | '.join(GOALS)} | operations alone |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for where, result in results.items():
+        machine = f"{result['machine']['processor']}, {result['machine']['date'][:10]}"
+        for name, table in result["steps"].items():
+            _, seconds = yardstick(name, table)
+            steps = {record["name"]: record["step"] for record in table["records"]}
+            ratios = [f"{steps[contender] / seconds:.2f}" if contender in steps else "" for contender in GOALS]
+            alone = f"{table['flops'] / quickest_product(result) / seconds:.2f}"
+            row = f"{machine}, above" if where == "." else f"[{machine}]({where}/BENCHMARKS.md)"
+            lines.append(f"| {row} | {name} | {' | '.join(ratios)} | {alone} |")
     return lines
 
 

@@ -28,6 +28,20 @@ def test_command(tmp_path, capsys):
     assert (output / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_other_machines_stand_beside(tmp_path):
+    """What another machine measured, in a folder inside, is a row of the report, with a link to its own."""
+    kept = report.machines(leaderboard.RECORD.parent)["."]
+    other = kept | {"machine": kept["machine"] | {"processor": "abacus"}}
+    for folder, result in ((tmp_path, kept), (tmp_path / "wood", other)):
+        folder.mkdir(exist_ok=True)
+        (folder / "bench.json").write_text(json.dumps(result), encoding="utf-8")
+    assert "| [abacus, " not in report.write(tmp_path / "wood")
+    text = report.write(tmp_path)
+    assert text == (tmp_path / "BENCHMARKS.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if "](wood/BENCHMARKS.md) | " in line]
+    assert [row.split(" | ")[1] for row in rows] == list(kept["steps"])
+
+
 def test_a_folder_without_nanogpt(capsys, tmp_path):
     assert main(["bench", "--nanogpt", str(tmp_path)]) == 2
     assert "nanogpt: expected a folder with nanoGPT's model.py" in capsys.readouterr().err
