@@ -80,8 +80,8 @@ ACTIVATION = (
         "gelu_tanh_gradient_without_the_three",
         "The derivative of x^3 is taken as x^2, without the factor 3.",
         "reference_numpy/activation.py",
-        "d_u = SQRT_2_OVER_PI * (1 + 3 * CUBIC * (x * x))",
-        "d_u = SQRT_2_OVER_PI * (1 + CUBIC * (x * x))",
+        "6 * SQRT_2_OVER_PI * CUBIC * (x * x)",
+        "2 * SQRT_2_OVER_PI * CUBIC * (x * x)",
     ),
     Mutant(
         "relu_gradient_not_gated",
@@ -236,8 +236,8 @@ SOFTMAX = (
         "softmax_empty_row_is_nan",
         "A query that may attend to nothing divides 0 by 0.",
         "reference_numpy/softmax.py",
-        "p = exponential / np.where(total == 0, 1, total)",
-        "p = exponential / total",
+        "exponential /= np.where(total == 0, 1, total)",
+        "exponential /= total",
         breaks_training=True,
     ),
     Mutant(
@@ -290,7 +290,7 @@ NORMALIZATION = (
         "layer_norm_unbiased_variance",
         "The variance divides by D - 1 instead of D.",
         "reference_numpy/normalization.py",
-        "variance = (centred * centred).mean(axis=-1, keepdims=True)",
+        "variance = _mean_product(centred, centred)",
         "variance = (centred * centred).sum(axis=-1, keepdims=True) / max(x.shape[-1] - 1, 1)",
     ),
     Mutant(
@@ -743,8 +743,8 @@ ATTENTION = (
         "masked_scores_are_zero",
         "Masked scores are set to 0 instead of -inf: exp(0) = 1, so what is masked still takes part.",
         "reference_numpy/attention.py",
-        "scores = np.where(allowed, scores, -np.inf)",
-        "scores = np.where(allowed, scores, 0)",
+        "np.copyto(scores, -np.inf, where=~allowed)",
+        "np.copyto(scores, 0, where=~allowed)",
         breaks_training=True,
     ),
     Mutant(
@@ -1665,8 +1665,8 @@ OPTIMIZER = (
         "muon_momentum_damped",
         "The momentum is an average, as Adam's is, instead of a sum.",
         "reference_numpy/optimizer.py",
-        "m = hidden_momentum[name] = momentum * m + g",
-        "m = hidden_momentum[name] = momentum * m + (1 - momentum) * g",
+        "m = hidden_momentum[name] = momentum * state.momentum[name] + g",
+        "m = hidden_momentum[name] = momentum * state.momentum[name] + (1 - momentum) * g",
     ),
     Mutant(
         "muon_takes_the_embedding",

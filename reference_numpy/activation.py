@@ -32,7 +32,7 @@ def gelu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
 
 def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the approximation that GPT-2 uses."""
-    gate = 0.5 * (1 + np.tanh(SQRT_2_OVER_PI * x * (1 + CUBIC * (x * x))))
+    gate = 0.5 * (1 + np.tanh(x * (SQRT_2_OVER_PI + SQRT_2_OVER_PI * CUBIC * (x * x))))
     return x * gate, GeluCache(x, gate)
 
 
@@ -43,8 +43,8 @@ def gelu_tanh_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
     du/dx = sqrt(2/pi) (1 + 3 c x^2), and the product rule gives dy/dx = g + x dg/du du/dx.
     """
     x, gate = cache
-    d_u = SQRT_2_OVER_PI * (1 + 3 * CUBIC * (x * x))
-    return d_y * (gate + x * (2 * gate * (1 - gate)) * d_u)
+    two_x_d_u = x * (2 * SQRT_2_OVER_PI + 6 * SQRT_2_OVER_PI * CUBIC * (x * x))
+    return d_y * (gate + gate * (1 - gate) * two_x_d_u)
 
 
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

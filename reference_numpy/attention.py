@@ -65,7 +65,7 @@ def scaled_dot_product_attention_forward(
     if slopes is not None:
         scores = scores + alibi_bias(slopes, rows, columns)
     if allowed is not None:
-        scores = np.where(allowed, scores, -np.inf)
+        np.copyto(scores, -np.inf, where=~allowed)
     weights, _ = softmax_forward(scores)
     output = weights @ value  # (B, H, T, K)
     return output, AttentionCache(query, key, value, weights, capped, seen, softcap)

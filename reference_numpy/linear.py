@@ -27,7 +27,7 @@ def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
         raise ValueError(f"x: expected a last axis of {inputs}, the weight's input width, got {x.shape[-1]}")
     y = _rows(x) @ weight.T  # (N, O): one large product instead of one per sequence
     if bias is not None:
-        y = y + bias
+        y += bias  # y is new: nobody else has it
     return y.reshape(*x.shape[:-1], outputs), LinearCache(x, weight, bias is not None)
 
 

@@ -23,12 +23,12 @@ def layer_norm_forward(
     the root, as in torch. A row of equal numbers gives the bias.
     """
     centred = x - x.mean(axis=-1, keepdims=True)
-    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    variance = _mean_product(centred, centred)
     inverse = 1 / np.sqrt(variance + epsilon)
     normalized = centred * inverse
     y = normalized * weight
     if bias is not None:
-        y = y + bias
+        y += bias
     return y, NormCache(normalized, inverse, weight, bias is not None)
 
 
@@ -42,7 +42,7 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
     """
     normalized, inverse, weight, has_bias = cache
     d_n = d_y * weight
-    projection = (d_n * normalized).mean(axis=-1, keepdims=True)
+    projection = _mean_product(d_n, normalized)
     d_x = inverse * (d_n - d_n.mean(axis=-1, keepdims=True) - normalized * projection)
     d_bias = _sum_rows(d_y) if has_bias else None
     return d_x, _sum_rows(d_y * normalized), d_bias
@@ -50,7 +50,7 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
 
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray, epsilon: float = 1e-5) -> tuple[np.ndarray, NormCache]:
     """y = weight * x / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich 2019): no mean is subtracted, no bias is added."""
-    inverse = 1 / np.sqrt((x * x).mean(axis=-1, keepdims=True) + epsilon)
+    inverse = 1 / np.sqrt(_mean_product(x, x) + epsilon)
     normalized = x * inverse
     return normalized * weight, NormCache(normalized, inverse, weight, False)
 
@@ -59,8 +59,13 @@ def rms_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np
     """Gradients of x and weight: LayerNorm's derivation without the step that centres x."""
     normalized, inverse, weight, _ = cache
     d_n = d_y * weight
-    projection = (d_n * normalized).mean(axis=-1, keepdims=True)
+    projection = _mean_product(d_n, normalized)
     return inverse * (d_n - normalized * projection), _sum_rows(d_y * normalized)
+
+
+def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """mean_i(a_i b_i) over the last axis, (..., 1)."""
+    return np.einsum("...i,...i->...", a, b)[..., None] / a.shape[-1]
 
 
 def _sum_rows(x: np.ndarray) -> np.ndarray:

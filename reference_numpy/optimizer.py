@@ -107,9 +107,11 @@ def muon_step(
     output's size independent of the shape (O, I). All other parameters take an AdamW step with their own learning rate.
     """
     hidden_new, hidden_momentum = {}, {}
-    for name, m in state.momentum.items():
-        w, g = parameters[name], gradients[name]
-        m = hidden_momentum[name] = momentum * m + g
+    for name, w in parameters.items():
+        if name not in state.momentum:
+            continue
+        g = gradients[name]
+        m = hidden_momentum[name] = momentum * state.momentum[name] + g
         update = newton_schulz(g + momentum * m)
         scale = math.sqrt(max(1.0, w.shape[0] / w.shape[1]))
         hidden_new[name] = w * (1 - learning_rate * weight_decay) - (learning_rate * scale) * update

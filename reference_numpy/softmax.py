@@ -13,8 +13,8 @@ def softmax_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     largest = x.max(axis=-1, keepdims=True, initial=-np.inf)
     exponential = np.exp(x - np.where(largest == -np.inf, 0, largest))
     total = exponential.sum(axis=-1, keepdims=True)
-    p = exponential / np.where(total == 0, 1, total)
-    return p, p
+    exponential /= np.where(total == 0, 1, total)
+    return exponential, exponential
 
 
 def softmax_backward(d_p: np.ndarray, p: np.ndarray) -> np.ndarray:

@@ -7,6 +7,8 @@ imported only when the torch backend is asked for.
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -29,6 +31,7 @@ from train.allocator import keep_freed_memory
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.parallel import ALONE, Processes
+from train.threads import RowsOf, Threads
 
 if TYPE_CHECKING:
     import torch
@@ -116,45 +119,73 @@ class NumpyBackend:
         self._parameters = dict(parameters)
         muon = options.optimizer == "muon"
         self._state: AdamWState | MuonState = (muon_initial if muon else adamw_initial)(self._parameters)
+        self._threads = Threads()
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         options, count = self._options, _count(batches)
+        dropout = self._dropout if self._model.dropout > 0 else None
         loss: Any = 0.0
         gradients: Arrays | None = None
         for batch in batches:
-            part, new = loss_and_gradients(
-                self._parameters,
-                self._model,
-                batch.tokens,
-                batch.targets,
-                label_smoothing=options.label_smoothing,
-                count=count,
-                **batch.inputs(),
-                generator=self._dropout,
-            )
+            part, new = self._gradients(batch, options.label_smoothing, count, dropout)
             loss = loss + part
-            gradients = new if gradients is None else {name: gradients[name] + new[name] for name in gradients}
+            gradients = new if gradients is None else _add(gradients, new)
         assert gradients is not None
         gradients, norm = clip_gradients(gradients, options.clip_norm or np.inf)
         self._update(gradients, learning_rate)
         return Step(loss, norm)
 
-    def _update(self, gradients: Arrays, learning_rate: float) -> None:
-        options, own = self._options, _adamw_options(self._options)
-        if isinstance(self._state, AdamWState):
-            self._parameters, self._state = adamw_step(self._parameters, gradients, self._state, learning_rate, **own)
-        else:
-            rates = (learning_rate, _adamw_rate(options, learning_rate))
-            self._parameters, self._state = muon_step(
-                self._parameters, gradients, self._state, *rates, momentum=options.momentum, **own
+    def _gradients(
+        self, batch: Batch, label_smoothing: float, count: int, dropout: np.random.Generator | None
+    ) -> tuple[Any, Arrays]:
+        """The sum of the loss over `count`, and its gradients: both are sums over the rows of the batch."""
+
+        def of_share(share: tuple[Batch, slice]) -> tuple[Any, Arrays, RowsOf | None]:
+            part, rows = share
+            generator = None if dropout is None else RowsOf(dropout, rows, len(batch.tokens))
+            loss, gradients = loss_and_gradients(
+                self._parameters,
+                self._model,
+                part.tokens,
+                part.targets,
+                label_smoothing=label_smoothing,
+                count=count,
+                **part.inputs(),
+                generator=generator,
             )
+            return loss, gradients, generator
+
+        losses, gradients, generators = zip(*self._threads.map(of_share, self._threads.shares(batch)), strict=True)
+        if dropout is not None:  # all have drawn the same
+            dropout.bit_generator.state = generators[0].bit_generator.state
+        return sum(losses), functools.reduce(_add, gradients)
+
+    def _update(self, gradients: Arrays, learning_rate: float) -> None:
+        """The optimizer's step; it takes each parameter by itself, so every thread takes some."""
+        options, state, own = self._options, self._state, _adamw_options(self._options)
+
+        def of_group(names: Sequence[str]) -> tuple[Arrays, AdamWState | MuonState]:
+            parameters = {name: self._parameters[name] for name in names}
+            if isinstance(state, AdamWState):
+                return adamw_step(parameters, gradients, state, learning_rate, **own)
+            rates = (learning_rate, _adamw_rate(options, learning_rate))
+            return muon_step(parameters, gradients, state, *rates, momentum=options.momentum, **own)
+
+        parts, states = zip(*self._threads.map(of_group, self._threads.groups(self._parameters)), strict=True)
+        together = functools.reduce(operator.or_, parts)
+        self._parameters = {name: together[name] for name in self._parameters}
+        self._state = functools.reduce(_joined, states)
 
     def evaluate_loss(self, batch: Batch) -> float:
-        loss, _ = cross_entropy_forward(self._logits(batch).astype(np.float64), batch.targets, count=1)
-        return float(loss)
+        def of_share(share: tuple[Batch, slice]) -> float:
+            part, _ = share
+            loss, _ = cross_entropy_forward(self._logits(part).astype(np.float64), part.targets, count=1)
+            return float(loss)
+
+        return sum(self._threads.map(of_share, self._threads.shares(batch)))
 
     def gradients(self, batch: Batch) -> Arrays:
-        _, gradients = loss_and_gradients(self._parameters, self._model, batch.tokens, batch.targets, **batch.inputs())
+        _, gradients = self._gradients(batch, 0.0, batch.counted, None)
         return gradients
 
     def predict(self, batch: Batch) -> np.ndarray:
@@ -436,6 +467,20 @@ def _device_module(device: torch.device) -> Any:
 def _count(batches: Sequence[Batch]) -> int:
     """Targets that count in all micro-batches together; -1 marks one that does not."""
     return sum(batch.counted for batch in batches)
+
+
+def _add(total: Arrays, more: Arrays) -> Arrays:
+    """The sum, in the place of `total`."""
+    for name in total:
+        total[name] += more[name]
+    return total
+
+
+def _joined(state: Any, other: Any) -> Any:
+    """The optimizer's state of two groups of parameters as one: AdamW's or Muon's."""
+    if isinstance(state, MuonState):
+        return MuonState(state.momentum | other.momentum, _joined(state.adamw, other.adamw))
+    return AdamWState(state.step, state.first | other.first, state.second | other.second)
 
 
 def _adamw_options(options: TrainConfig) -> dict[str, float]:

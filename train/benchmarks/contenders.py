@@ -20,8 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reference_numpy.loss import cross_entropy_forward
-from reference_numpy.model import loss_and_gradients, model_forward
 from reference_numpy.parameters import initialize
 from torch_impl.model import Transformer
 from train.backend import create_backend
@@ -91,14 +89,13 @@ class Contender(NamedTuple):
 
 
 def spec(shape: Shape, batch: Batch) -> Contender:
-    """The spec, in NumPy."""
+    """The spec, in NumPy, in as many threads as `twinformer train --backend numpy` gives it."""
     options = shape.options(backend="numpy")
     parameters = initialize(options.model, np.random.default_rng(0))
     backend = create_backend(options.model, parameters, options, np.random.default_rng(0))
-    model = options.model
     return Contender(
-        lambda: cross_entropy_forward(model_forward(parameters, model, batch.tokens)[0], batch.targets),
-        lambda: loss_and_gradients(parameters, model, batch.tokens, batch.targets),
+        lambda: backend.evaluate_loss(batch),
+        lambda: backend.gradients(batch),
         lambda: backend.gradient_step([batch], LEARNING_RATE),
     )
 
