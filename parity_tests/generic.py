@@ -111,7 +111,6 @@ REASONS = (
     Reason("optimizer.py", "norm > maximum", ("norm >= maximum",), WHOLE),
     Reason("optimizer.py", "tall = ", (">=",), "A square matrix and its transpose cost the same."),
     Reason("optimizer.py", "norm == 0, 1, norm", ("norm == 0, 2, norm",), EMPTY),
-    Reason("torch_impl/normalization.py", "x.requires_grad and x.dtype ==", ("or x.dtype ==",), SPEED),
     Reason("torch_impl/optimizer.py", "first, second, step = ", ("{}, 1", "{}, -1"), "The first parameter says the step."),
     Reason("softmax.py", "largest == -np.inf", ("-np.inf, 1", "-np.inf, -1"), "exp(-inf - 1) is 0 as well."),
     Reason("softmax.py", "total == 0, 1, total", ("total == 0, 2, total",), EMPTY),

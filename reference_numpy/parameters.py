@@ -111,6 +111,17 @@ def scope(parameters: Mapping[str, Value], prefix: str) -> dict[str, Value]:
     return {name.removeprefix(start): value for name, value in parameters.items() if name.startswith(start)}
 
 
+def layers_below(parameters: Mapping[str, Value], prefix: str) -> list[dict[str, Value]]:
+    """scope(p, prefix + "0"), scope(p, prefix + "1") and so on, in one walk through the dictionary."""
+    layers: list[dict[str, Value]] = []
+    for name, value in parameters.items():
+        if name.startswith(prefix):
+            layer, _, rest = name.removeprefix(prefix).partition(".")
+            layers += [{} for _ in range(len(layers), int(layer) + 1)]
+            layers[int(layer)][rest] = value
+    return layers
+
+
 def prefixed(prefix: str, parameters: Mapping[str, Value]) -> dict[str, Value]:
     """The inverse of `scope`: every name with `prefix` and a dot in front."""
     return {f"{prefix}.{name}": value for name, value in parameters.items()}

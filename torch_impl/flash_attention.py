@@ -27,7 +27,7 @@ def flash_attention(
     T, S = query.shape[2], key.shape[2]
     causal = causal and T > 1  # one query is the last: it sees every key
     if mask is None and window is None and slopes is None and (not causal or T == S):
-        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+        return _fused(query, key, value, None, causal)
     allowed = allowed_pairs(T, S, mask, causal, window, query.device)
     filled = None
     if allowed is not None:
@@ -42,5 +42,15 @@ def flash_attention(
             bias = torch.where(allowed, bias, -torch.inf)
     if bias is not None:
         bias = bias.expand(*query.shape[:2], T, S)
-    output = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    output = _fused(query, key, value, bias, False)
     return output if filled is None else torch.where(filled, output, 0)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, causal: bool) -> Tensor:
+    """torch's function; on a CPU never in bfloat16, for which its kernels there take up to ten times as long."""
+    if query.device.type == "cpu" and (query.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")):
+        if bias is not None and bias.dtype != torch.bool:
+            bias = bias.float()
+        with torch.autocast("cpu", enabled=False):
+            return _fused(query.float(), key.float(), value.float(), bias, causal).to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, is_causal=causal)

@@ -43,7 +43,8 @@ class _LayerNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
     """weight * x / sqrt(mean(x^2) + epsilon). Shapes: x (..., D), weight (D,)."""
-    if x.device.type == "cpu" and x.requires_grad and x.dtype == weight.dtype:
+    x = x.to(weight.dtype)  # with autocast queries and keys come in bfloat16, and torch has no kernel for both formats
+    if x.device.type == "cpu" and x.requires_grad:
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight, epsilon)
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -109,6 +110,14 @@ def create_backend(
     if options.backend == "numpy":
         return NumpyBackend(model, parameters, options, dropout)
     return TorchBackend(model, parameters, options, dropout, processes)
+
+
+def with_dtype(options: TrainConfig) -> TrainConfig:
+    """The options with what auto, if they ask for it, is on the device."""
+    if options.dtype != "auto":
+        return options
+    there = options.backend == "torch" and multiplies_bfloat16(torch_device(options.device))
+    return replace(options, dtype="bfloat16" if there else "float32")
 
 
 class NumpyBackend:
@@ -266,7 +275,7 @@ class TorchBackend:
         self._adamw = adamw(self._rest, options.learning_rate, **_adamw_options(options))
         self._muon: Muon | None = None
         if options.optimizer == "muon":
-            products = torch.bfloat16 if options.muon_bfloat16 and _multiplies_bfloat16(self._device) else None
+            products = torch.bfloat16 if options.dtype == "bfloat16" else None
             self._muon = Muon(hidden.values(), options.learning_rate, options.momentum, options.weight_decay, products)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
@@ -442,7 +451,7 @@ def _choose_products(tf32: bool, device: torch.device) -> None:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
-def _multiplies_bfloat16(device: torch.device) -> bool:
+def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16; without them they take longer than float32's."""
     import torch
 

@@ -102,8 +102,9 @@ def run(command: Command) -> int:
     # default; beside one other busy process on two cores a step took 0.65 times as long (median). Read by torch's libgomp.
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     # The same for NumPy's OpenBLAS, whose threads would otherwise spin for 2^26 cycles: torch's product of 1,024 x 1,024
-    # matrices right after NumPy's took twice its time so. 2^14 cycles cost the spec's step nothing that could be measured.
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "14")
+    # matrices right after NumPy's took twice its time so. 2^18 cycles, 0.1 ms, are enough between two products of decoding,
+    # which with 2^14 took a tenth longer.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
     match command:
         case TrainConfig():
             return _train(command)

@@ -23,7 +23,7 @@ from reference_numpy.config import Kind, ModelConfig
 
 Backend = Literal["torch", "numpy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
-Dtype = Literal["float32", "float64", "bfloat16"]
+Dtype = Literal["float32", "float64", "bfloat16", "auto"]
 Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
 Optimizer = Literal["adamw", "muon"]
 Parallel = Literal["ddp", "fsdp"]
@@ -115,8 +115,6 @@ class TrainConfig:
     """Steps over which the learning rate falls at the end, for stable_decay."""
     momentum: float = 0.95
     """muon: share of the momentum that stays after a step."""
-    muon_bfloat16: bool = False
-    """muon: orthogonalise in bfloat16 where torch and the processor have instructions for it; elsewhere in dtype."""
     beta1: float = 0.9
     """AdamW: decay per step of the mean of gradients."""
     beta2: float = 0.99
@@ -156,7 +154,7 @@ class TrainConfig:
     device: Device = "auto"
     """Where torch computes; auto is cuda where there is one, else mps, else cpu."""
     dtype: Dtype = "float32"
-    """Number format; bfloat16 (torch only) computes in bfloat16 and keeps float32 parameters."""
+    """Number format; bfloat16 (torch only) keeps float32 parameters; auto is bfloat16 where the device multiplies in it."""
     threads: int = 0
     """CPU threads; 0 leaves the choice to the libraries."""
     compile: bool = False

@@ -35,8 +35,8 @@ FAULTS = (
         "twin_fused_average_of_the_past",
         "The same in the fused kernel.",
         "torch_impl/flash_attention.py",
-        "return F.scaled_dot_product_attention(query, key, value, is_causal=causal)",
-        "return F.scaled_dot_product_attention(query * 0, key, value, is_causal=causal)",
+        "return _fused(query, key, value, None, causal)",
+        "return _fused(query * 0, key, value, None, causal)",
     ),
     Mutant(
         "twin_without_feed_forward",

@@ -16,7 +16,7 @@ import numpy as np
 
 from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
-from train.backend import Twin, create_backend
+from train.backend import Twin, create_backend, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import TrainConfig, read_run_config, with_vocabulary
 from train.data import Batch
@@ -49,7 +49,7 @@ def prepare(config: TrainConfig, processes: Processes = ALONE) -> Trainer:
     folder = processes.agreed(run_folder.choose(config))
     with processes.one_after_the_other():
         task = create_task(config)
-    config = with_vocabulary(config, len(task.vocabulary), task.kind)
+    config = with_dtype(with_vocabulary(config, len(task.vocabulary), task.kind))
     trainer = Trainer(config, task, folder, processes)
     if config.resume is not None:
         trainer.restore()

@@ -1,8 +1,10 @@
-"""The models that are measured: both twins, and peers that are not ours, at one shape, on one batch, with AdamW in float32.
+"""The models that are measured: both twins, and peers that are not ours, at one shape, on one batch, with AdamW.
 
 All are decoders with learned positions, pre-norm LayerNorm, biases, a tied head and F = 4 D. The twin and most peers have
-the exact GELU; the spec and Hugging Face's GPT-2 have its tanh approximation. nanoGPT and ours take AdamW as their own code
-makes it, the others as torch.optim has it by default; x-transformers has its own choice of biases.
+the exact GELU; the spec and Hugging Face's GPT-2 have its tanh approximation. All compute in float32 but the twin where it
+says bfloat16: then the factors of its products are in bfloat16; parameters, residual stream, norms, loss and optimizer stay
+in float32. nanoGPT and ours take AdamW as their own code makes it, the others as torch.optim has it by default;
+x-transformers has its own choice of biases.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ from torch.nn import functional as F
 
 from reference_numpy.parameters import initialize
 from torch_impl.model import Transformer
-from train.backend import create_backend
+from train.backend import create_backend, multiplies_bfloat16
 from train.configuration import ModelOptions, TrainConfig
 from train.data import Batch
 from train.flops import training_flops_per_token
@@ -100,9 +103,9 @@ def spec(shape: Shape, batch: Batch) -> Contender:
     )
 
 
-def twin(shape: Shape, batch: Batch, compiled: bool = False) -> Contender:
-    """The twin, in PyTorch."""
-    options = shape.options(compile=compiled)
+def twin(shape: Shape, batch: Batch, **more: Any) -> Contender:
+    """The twin, in PyTorch; `more` are options of training."""
+    options = shape.options(**more)
     parameters = initialize(options.model, np.random.default_rng(0))
     backend = create_backend(options.model, parameters, options, np.random.default_rng(0))
     model = Transformer(options.model)
@@ -114,11 +117,6 @@ def twin(shape: Shape, batch: Batch, compiled: bool = False) -> Contender:
         return loss(tokens, targets, None, {}) / tokens.numel()
 
     return Contender(forward, lambda: _gradients(model, forward), lambda: backend.gradient_step([batch], LEARNING_RATE))
-
-
-def twin_compiled(shape: Shape, batch: Batch) -> Contender:
-    """The twin under torch.compile."""
-    return twin(shape, batch, compiled=True)
 
 
 class TorchLayers(nn.Module):
@@ -212,9 +210,13 @@ PEERS = {"torch.nn": None, "x-transformers": "x_transformers", "GPT-2 (HF)": "tr
 
 def contenders(folder: str | None, compiled: bool) -> dict[str, Callable[[Shape, Batch], Contender]]:
     """Name -> how to make it: the twins, and the peers that are installed."""
-    makers: dict[str, Callable[[Shape, Batch], Contender]] = {"spec": spec, "twin": twin}
-    if compiled:
-        makers["twin, compiled"] = twin_compiled
+    makers: dict[str, Callable[[Shape, Batch], Contender]] = {"spec": spec}
+    # In bfloat16 where the processor has instructions for its products; without them they take longer than float32's.
+    dtypes = {"twin": "float32"} | ({"twin, bfloat16": "bfloat16"} if multiplies_bfloat16(torch.device("cpu")) else {})
+    for name, dtype in dtypes.items():
+        makers[name] = partial(twin, dtype=dtype)
+        if compiled:
+            makers[f"{name}, compiled"] = partial(twin, dtype=dtype, compile=True)
     if folder is not None:
         makers["nanoGPT"] = lambda shape, batch: nanogpt(shape, batch, folder)
     peers = {"torch.nn": torch_layers, "x-transformers": x_transformers, "GPT-2 (HF)": hugging_face}

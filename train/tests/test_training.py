@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from torch_impl.optimizer import newton_schulz
 from train import schedule
 from train.checkpoint import load_model
 from train.configuration import Optimizer, Schedule, read_run_config
@@ -234,12 +235,17 @@ def test_evaluation_of_the_twins_agrees_and_has_no_dropout_or_smoothing(tmp_path
     assert abs(values["torch", 0.0] - values["numpy", 0.0]) <= DEPTH * unit * values["numpy", 0.0]
 
 
-def test_bfloat16_trains_float32_parameters(tmp_path):
-    config = options(tmp_path / "run", dtype="bfloat16", steps=60, dropout=0.0)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # see below
+@pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_bfloat16_trains_float32_parameters(tmp_path, monkeypatch, compiled):
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
+    changes = {"position": "rotary", "norm": "rms", "qk_norm": True}  # norms of queries and keys that are in bfloat16
+    config = options(tmp_path / "run", dtype="bfloat16", steps=60, dropout=0.0, compile=compiled, **changes)
     folder = run(config)
     parameters, _, _ = load_model(folder / "model.safetensors")
     assert {array.dtype for array in parameters.values()} == {np.dtype(np.float32)}
-    full = losses(run(replace(config, dtype="float32", output=str(tmp_path / "full"))))
+    full = losses(run(replace(config, dtype="float32", compile=False, output=str(tmp_path / "full"))))
     assert losses(folder)[-10:].mean() < losses(folder)[:10].mean() - 0.3
     assert (losses(folder) != full).any()  # it did compute in another format
 
@@ -278,16 +284,30 @@ def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
             prepare(options(tmp_path / "run", tf32=True))
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_muon_takes_bfloat16_where_the_processor_has_it(tmp_path, monkeypatch, there):
-    monkeypatch.setattr("train.backend._multiplies_bfloat16", lambda device: there)
-    plain, asked = (
-        losses(run(options(tmp_path / name, optimizer="muon", learning_rate=5e-3, muon_bfloat16=name == "asked")))
-        for name in ("plain", "asked")
-    )
-    assert asked[0] == plain[0]
-    assert (asked == plain).all() != there
-    assert asked[-1] < asked[0]
+@pytest.mark.parametrize(("backend", "there"), [("torch", True), ("torch", False), ("numpy", True)])
+def test_auto_is_bfloat16_where_the_device_has_instructions_for_it(tmp_path, monkeypatch, backend, there):
+    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: there)
+    config = options(tmp_path / "auto", steps=3, dtype="auto", backend=backend, optimizer="muon", learning_rate=5e-3)
+    folder = run(config)
+    found = read_run_config(folder).dtype
+    assert found == ("bfloat16" if there and backend == "torch" else "float32")
+    named = run(replace(config, dtype=found, output=str(tmp_path / "named")))
+    assert (losses(folder) == losses(named)).all()
+    run(replace(resumed(read_run_config(folder), folder), steps=3))  # a finished run is taken up as what it was
+
+
+def test_muon_multiplies_in_bfloat16_where_all_does(tmp_path, monkeypatch):
+    used = []
+
+    def seen(matrix, dtype):
+        used.append(dtype)
+        return newton_schulz(matrix, dtype=dtype)
+
+    monkeypatch.setattr("torch_impl.optimizer.newton_schulz", seen)
+    for name in ("float32", "bfloat16"):
+        run(options(tmp_path / name, steps=1, accumulate=1, dtype=name, optimizer="muon", learning_rate=5e-3))
+    assert set(used[: len(used) // 2]) == {None}
+    assert set(used[len(used) // 2 :]) == {torch.bfloat16}
 
 
 def test_log_has_what_a_reader_needs_and_config_what_a_rerun_needs(tmp_path):
