@@ -55,7 +55,7 @@ REPORTS = (
     Report("pitfalls.html", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
     Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md",)),
     Report("benchmarks.html", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
-    Report("benchmarks-zen4.html", "Benchmarks: Zen 4", ("train/benchmarks/zen4/BENCHMARKS.md",)),
+    Report("benchmarks-zen5.html", "Benchmarks: Zen 5", ("train/benchmarks/zen5/BENCHMARKS.md",)),
     Report("leaderboard.html", "Leaderboard", ("train/benchmarks/LEADERBOARD.md",)),
 )
 

@@ -183,8 +183,13 @@ def _benchmarks() -> Iterator[tuple[str, Fact]]:
         machine = "bench" if file.parent == BENCHMARKS else f"bench.{file.parent.name}"
         for shape, table in json.loads(file.read_text(encoding="utf-8"))["steps"].items():
             steps = {record["name"]: record["step"] for record in table["records"]}
-            for name in ("spec", "twin") if "nanoGPT" in steps else ():
-                yield f"{machine}.{shape}.{name}", Fact(f"{steps[name] / steps['nanoGPT']:.2f}", where, "twinformer bench")
+            for name, contender in BENCHED.items() if "nanoGPT" in steps else ():
+                if contender in steps:
+                    ratio = f"{steps[contender] / steps['nanoGPT']:.2f}"
+                    yield f"{machine}.{shape}.{name}", Fact(ratio, where, "twinformer bench")
+
+
+BENCHED = {"spec": "spec", "twin": "twin", "bfloat16": "twin, bfloat16, compiled"}
 
 
 QUOTIENT = "central difference"  # half of its bound is its own error, so its ratio says little about the gradient

@@ -1,6 +1,7 @@
 """Attention: spec, twin and complex step; the twin's fused path against its explicit one; torch's own module as outsider."""
 
 import itertools
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -88,6 +89,34 @@ def check_attention(path, data, B, H, T, S, K, mask, causal, window, alibi, soft
         seed=seed,
         either_attention=path == "fused",
     )
+
+
+@given(
+    st.integers(1, 4),
+    *(sizes(1, 2), sizes(1, 3), sizes(2, 11), sizes(1, 3)),
+    *(st.sampled_from([None, 1, 3]), st.booleans(), st.sampled_from([None, 1.5]), st.sampled_from([1.0, 30.0]), seeds),
+)
+def test_blocks_of_queries_are_the_whole(rows, B, H, T, K, window, alibi, softcap, magnitude, seed):
+    """Causal attention a few queries at a time, and all at once: output, gradients, weights; the last block may be short."""
+    options = {"window": window, "slopes": alibi_slopes(H, np.dtype(np.float64)) if alibi else None, "softcap": softcap}
+
+    def run(forward, backward, **more):
+        def both(query, key, value, d_output):
+            output, cache = forward(query, key, value, **options, **more)
+            return output, *backward(d_output, cache), cache.weights
+
+        return both
+
+    inputs = np.random.default_rng(seed).standard_normal((4, B, H, T, K)) * magnitude
+    whole = run(spec.scaled_dot_product_attention_forward, spec.scaled_dot_product_attention_backward, causal=True)
+    with patch.object(spec, "ROWS", rows):
+        blocks = run(spec.causal_attention_forward, spec.causal_attention_backward)
+        found = blocks(*inputs)
+        _, own_bounds = bound_of(blocks, *inputs, format="float64")
+    truths, bounds = bound_of(whole, *inputs, format="float64")
+    names = "output", "d_query", "d_key", "d_value", "weights"
+    for name, actual, truth, bound, own in zip(names, found, truths, bounds, own_bounds, strict=True):
+        assert_within(actual, truth, bound + own, f"blocks against the whole, {name}")
 
 
 @pytest.mark.parametrize("path", TWINS)

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from parity_tests.strategies import configs, seeds
 from reference_numpy.config import ModelConfig
-from reference_numpy.parameters import initialize, parameter_count, parameter_shapes, prefixed, scope
+from reference_numpy.parameters import initialize, parameter_count, parameter_shapes, parts, prefixed, scope
 from torch_impl.model import Transformer
 from torch_impl.parameters import gradients_as_numpy, parameters_as_numpy
 
@@ -77,6 +77,13 @@ def test_scope_and_prefixed_are_inverse():
     inside = scope(shapes, "blocks.0.attention")
     assert set(inside) == {f"{n}.{p}" for n in ("query", "key", "value", "output") for p in ("weight", "bias")}
     assert prefixed("blocks.0.attention", inside).items() <= shapes.items()
+
+
+def test_parts_are_the_scopes():
+    shapes = scope(parameter_shapes(ModelConfig(layers=2)), "blocks")
+    assert set(parts(shapes)) == {"0", "1"}
+    assert parts(parts(shapes)["1"]) == {name: scope(shapes, f"1.{name}") for name in parts(parts(shapes)["1"])}
+    assert {"attention", "attention_norm", "feed_forward", "feed_forward_norm"} == set(parts(parts(shapes)["0"]))
 
 
 def test_loading_errors():

@@ -1,7 +1,7 @@
 """Scaled dot-product attention and multi-head attention (Vaswani et al. 2017, section 3.2)."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,56 @@ def scaled_dot_product_attention_backward(
     return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
+ROWS = 64  # queries that share their last key in causal_attention: far fewer, and the products become small
+
+
+class CausalCache(NamedTuple):
+    """One cache per block of queries, each with the keys up to its last query."""
+
+    blocks: list[AttentionCache]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(B, H, T, T), with the zeros that were never computed."""
+        every = [block.weights for block in self.blocks]
+        S = every[-1].shape[3]
+        unseen = [np.zeros_like(weights, shape=(*weights.shape[:3], S - weights.shape[3])) for weights in every]
+        return np.concatenate([np.concatenate(row, axis=3) for row in zip(every, unseen, strict=True)], axis=2)
+
+
+def causal_attention_forward(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, **options: Any
+) -> tuple[np.ndarray, CausalCache]:
+    """scaled_dot_product_attention_forward with causal=True and no mask, T queries and T keys, ROWS queries at a time.
+
+    No block looks beyond its last query, so of many scores nearly half are never formed. Queries and keys are aligned at
+    the end, so a block and the keys before its end are attention like any other.
+    """
+    blocks = []
+    for start in range(0, query.shape[2], ROWS):
+        stop = start + ROWS
+        rows = query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop]
+        blocks.append(scaled_dot_product_attention_forward(*rows, causal=True, **options))
+    return np.concatenate([output for output, _ in blocks], axis=2), CausalCache([cache for _, cache in blocks])
+
+
+def causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradients of query, key and value: a query is in one block; a key in its own and all later ones, so it sums them."""
+    last = cache.blocks[-1]
+    T = last.key.shape[2]
+    d_last, d_key, d_value = scaled_dot_product_attention_backward(d_output[:, :, T - last.query.shape[2] :], last)
+    d_queries = [d_last]
+    for block in reversed(cache.blocks[:-1]):
+        stop = block.key.shape[2]
+        d_query, d_block_key, d_block_value = scaled_dot_product_attention_backward(
+            d_output[:, :, stop - ROWS : stop], block
+        )
+        d_key[:, :, :stop] += d_block_key
+        d_value[:, :, :stop] += d_block_value
+        d_queries.insert(0, d_query)
+    return np.concatenate(d_queries, axis=2), d_key, d_value
+
+
 def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:
     """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
     B, H, T, K = query.shape
@@ -130,7 +180,7 @@ class MultiHeadCache(NamedTuple):
     key_norm: NormCache | None
     query_rotary: RotaryCache | None
     key_rotary: RotaryCache | None
-    attention: AttentionCache | LinearAttentionCache
+    attention: AttentionCache | CausalCache | LinearAttentionCache
     output_linear: LinearCache
     key_value: KeyValue
     config: ModelConfig
@@ -196,6 +246,8 @@ def multi_head_attention_backward(d_output: np.ndarray, cache: MultiHeadCache) -
     d_attended = split_heads(d_merged, config.heads)
     if isinstance(cache.attention, LinearAttentionCache):
         d_query, d_key, d_value = linear_attention_backward(d_attended, cache.attention)
+    elif isinstance(cache.attention, CausalCache):
+        d_query, d_key, d_value = causal_attention_backward(d_attended, cache.attention)
     else:
         d_query, d_key, d_value = scaled_dot_product_attention_backward(d_attended, cache.attention)
     d_key, d_value = sum_groups(d_key, config.key_heads), sum_groups(d_value, config.key_heads)
@@ -220,7 +272,7 @@ def _attend(
     causal: bool,
     past: KeyValue | None,
     cross: bool,
-) -> tuple[np.ndarray, AttentionCache | LinearAttentionCache, KeyValue]:
+) -> tuple[np.ndarray, AttentionCache | CausalCache | LinearAttentionCache, KeyValue]:
     """Run the form of attention that the config names, over the past and the new keys."""
     if config.attention == "linear":
         state = None if past is None or cross else past.key
@@ -233,17 +285,15 @@ def _attend(
         assert past.value is not None
         key, value = np.concatenate((past.key, key), axis=2), np.concatenate((past.value, value), axis=2)
     slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
-    output, cache = scaled_dot_product_attention_forward(
-        query,
-        repeat_heads(key, config.heads),
-        repeat_heads(value, config.heads),
-        mask,
-        causal=causal,
-        window=None if cross else config.window,
-        slopes=slopes,
-        softcap=config.softcap,
-    )
-    return output, cache, KeyValue(key, value, key.shape[2])
+    window = None if cross else config.window
+    options: dict[str, Any] = {"window": window, "slopes": slopes, "softcap": config.softcap}
+    every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
+    attention: AttentionCache | CausalCache
+    if causal and mask is None and ROWS < query.shape[2] == key.shape[2]:
+        output, attention = causal_attention_forward(*every, **options)
+    else:
+        output, attention = scaled_dot_product_attention_forward(*every, mask, causal=causal, **options)
+    return output, attention, KeyValue(key, value, key.shape[2])
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:

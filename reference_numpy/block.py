@@ -21,7 +21,7 @@ from reference_numpy.normalization import (
     rms_norm_backward,
     rms_norm_forward,
 )
-from reference_numpy.parameters import Parameters, prefixed, scope
+from reference_numpy.parameters import Parameters, parts, prefixed
 
 Sublayer = Callable[[np.ndarray], tuple[np.ndarray, Any]]
 
@@ -131,25 +131,26 @@ def block_forward(
     also stands for the memory.
     """
     residual_forward, _ = RESIDUAL[config.norm_position]
+    own = parts(parameters)
     own_past = None if past is None else past.own
     memory_past = None if past is None else past.memory
 
     def attention(h: np.ndarray) -> tuple[np.ndarray, MultiHeadCache]:
-        return multi_head_attention_forward(h, None, scope(parameters, "attention"), config, mask, causal, own_past)
+        return multi_head_attention_forward(h, None, own["attention"], config, mask, causal, own_past)
 
     def cross_attention(h: np.ndarray) -> tuple[np.ndarray, MultiHeadCache]:
-        own = scope(parameters, "cross_attention")
-        return multi_head_attention_forward(h, memory, own, config, memory_mask, past=memory_past, cross=True)
+        return multi_head_attention_forward(
+            h, memory, own["cross_attention"], config, memory_mask, past=memory_past, cross=True
+        )
 
     def feed_forward(h: np.ndarray) -> tuple[np.ndarray, FeedForwardCache]:
-        return feed_forward_forward(h, scope(parameters, "feed_forward"), config)
+        return feed_forward_forward(h, own["feed_forward"], config)
 
-    x, attention_cache = residual_forward(x, attention, scope(parameters, "attention_norm"), config, generator)
+    x, attention_cache = residual_forward(x, attention, own["attention_norm"], config, generator)
     cross_cache = None
     if memory is not None or memory_past is not None:
-        norm = scope(parameters, "cross_attention_norm")
-        x, cross_cache = residual_forward(x, cross_attention, norm, config, generator)
-    x, feed_cache = residual_forward(x, feed_forward, scope(parameters, "feed_forward_norm"), config, generator)
+        x, cross_cache = residual_forward(x, cross_attention, own["cross_attention_norm"], config, generator)
+    x, feed_cache = residual_forward(x, feed_forward, own["feed_forward_norm"], config, generator)
     return x, BlockCache(attention_cache, cross_cache, feed_cache, config)
 
 

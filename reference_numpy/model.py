@@ -21,7 +21,7 @@ from reference_numpy.embedding import EmbeddingCache, embedding_backward, embedd
 from reference_numpy.linear import LinearCache, linear_backward, linear_forward
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from reference_numpy.normalization import NormCache
-from reference_numpy.parameters import Parameters, layers_below, prefixed, scope
+from reference_numpy.parameters import Parameters, parts, prefixed, scope
 from reference_numpy.position import sinusoidal_table
 
 
@@ -172,9 +172,10 @@ def _stack_forward(
     start = 0 if past is None else past[0].own.length
     x, embed_cache = _embed_forward(tokens, parameters, config, start, generator)
     caches = []
-    for layer, own in enumerate(layers_below(parameters, f"{prefix}blocks.")):
+    own = parts(scope(parameters, f"{prefix}blocks"))
+    for layer in range(config.layers):
         block_own_past = None if past is None else past[layer]
-        x, cache = block_forward(x, own, config, mask, causal, memory, memory_mask, generator, block_own_past)
+        x, cache = block_forward(x, own[str(layer)], config, mask, causal, memory, memory_mask, generator, block_own_past)
         caches.append(cache)
     final_norm = None
     if config.norm_position == "pre":

@@ -111,15 +111,13 @@ def scope(parameters: Mapping[str, Value], prefix: str) -> dict[str, Value]:
     return {name.removeprefix(start): value for name, value in parameters.items() if name.startswith(start)}
 
 
-def layers_below(parameters: Mapping[str, Value], prefix: str) -> list[dict[str, Value]]:
-    """scope(p, prefix + "0"), scope(p, prefix + "1") and so on, in one walk through the dictionary."""
-    layers: list[dict[str, Value]] = []
+def parts(parameters: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
+    """The scope of every first part of the names, in one walk: parts(p)["attention"] is scope(p, "attention")."""
+    found: dict[str, dict[str, Value]] = {}
     for name, value in parameters.items():
-        if name.startswith(prefix):
-            layer, _, rest = name.removeprefix(prefix).partition(".")
-            layers += [{} for _ in range(len(layers), int(layer) + 1)]
-            layers[int(layer)][rest] = value
-    return layers
+        first, _, rest = name.partition(".")
+        found.setdefault(first, {})[rest] = value
+    return found
 
 
 def prefixed(prefix: str, parameters: Mapping[str, Value]) -> dict[str, Value]:
