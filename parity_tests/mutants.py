@@ -755,6 +755,20 @@ ATTENTION = (
         "key = only_seen(key, seen)",
     ),
     Mutant(
+        "causal_blocks_keep_the_last_gradient",
+        "Keys that several blocks of queries attended to get the gradient of the last block alone.",
+        "reference_numpy/attention.py",
+        "d_key[:, :, :stop] += d_block_key",
+        "d_key[:, :, :stop] += 0 * d_block_key",
+    ),
+    Mutant(
+        "causal_blocks_in_reverse",
+        "The blocks' gradients of the queries are put together in the order of the backward pass.",
+        "reference_numpy/attention.py",
+        "d_queries.insert(0, d_query)",
+        "d_queries.append(d_query)",
+    ),
+    Mutant(
         "value_gradient_not_transposed",
         "The gradient of the values goes through the weights as they are instead of transposed.",
         "reference_numpy/attention.py",
@@ -838,8 +852,8 @@ ATTENTION = (
         "cross_attention_windowed",
         "The window of self-attention also cuts the source, whose positions have nothing to do with the target's.",
         "reference_numpy/attention.py",
-        "window=None if cross else config.window,",
-        "window=config.window,",
+        "window = None if cross else config.window",
+        "window = config.window",
     ),
     Mutant(
         "rotary_in_cross_attention",

@@ -95,7 +95,7 @@ def scaled_dot_product_attention_backward(
     return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
-ROWS = 64  # queries that share their last key in causal_attention: far fewer, and the products become small
+ROWS = 64  # queries that share their last key in _causal_attention_forward: far fewer, and the products become small
 
 
 class CausalCache(NamedTuple):
@@ -112,7 +112,7 @@ class CausalCache(NamedTuple):
         return np.concatenate([np.concatenate(row, axis=3) for row in zip(every, unseen, strict=True)], axis=2)
 
 
-def causal_attention_forward(
+def _causal_attention_forward(
     query: np.ndarray, key: np.ndarray, value: np.ndarray, **options: Any
 ) -> tuple[np.ndarray, CausalCache]:
     """scaled_dot_product_attention_forward with causal=True and no mask, T queries and T keys, ROWS queries at a time.
@@ -128,7 +128,7 @@ def causal_attention_forward(
     return np.concatenate([output for output, _ in blocks], axis=2), CausalCache([cache for _, cache in blocks])
 
 
-def causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value: a query is in one block; a key in its own and all later ones, so it sums them."""
     last = cache.blocks[-1]
     T = last.key.shape[2]
@@ -247,7 +247,7 @@ def multi_head_attention_backward(d_output: np.ndarray, cache: MultiHeadCache) -
     if isinstance(cache.attention, LinearAttentionCache):
         d_query, d_key, d_value = linear_attention_backward(d_attended, cache.attention)
     elif isinstance(cache.attention, CausalCache):
-        d_query, d_key, d_value = causal_attention_backward(d_attended, cache.attention)
+        d_query, d_key, d_value = _causal_attention_backward(d_attended, cache.attention)
     else:
         d_query, d_key, d_value = scaled_dot_product_attention_backward(d_attended, cache.attention)
     d_key, d_value = sum_groups(d_key, config.key_heads), sum_groups(d_value, config.key_heads)
@@ -288,12 +288,12 @@ def _attend(
     window = None if cross else config.window
     options: dict[str, Any] = {"window": window, "slopes": slopes, "softcap": config.softcap}
     every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
-    attention: AttentionCache | CausalCache
+    cache: AttentionCache | CausalCache
     if causal and mask is None and ROWS < query.shape[2] == key.shape[2]:
-        output, attention = causal_attention_forward(*every, **options)
+        output, cache = _causal_attention_forward(*every, **options)
     else:
-        output, attention = scaled_dot_product_attention_forward(*every, mask, causal=causal, **options)
-    return output, attention, KeyValue(key, value, key.shape[2])
+        output, cache = scaled_dot_product_attention_forward(*every, mask, causal=causal, **options)
+    return output, cache, KeyValue(key, value, key.shape[2])
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:

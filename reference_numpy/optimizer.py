@@ -63,7 +63,7 @@ def clip_gradients(gradients: Parameters, maximum: float) -> tuple[Parameters, f
 
     Pascanu et al. 2013, algorithm 1. A norm below the maximum changes nothing.
     """
-    norm = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
     if norm <= maximum:
         return gradients, norm
     return {name: g * (maximum / norm) for name, g in gradients.items()}, norm

@@ -110,7 +110,7 @@ def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
 
     Forward alone and forward with backward were measured in calls of their own, so they are marks, not parts of the bar."""
     with _style():
-        figure = _figure(5.5 * len(tables) + 0.5, 3.8)
+        figure = _figure(6.5 * len(tables) + 0.5, 3.8)
         for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
             records = sorted(table["records"], key=lambda record: -record["step"])
             places = range(len(records))
