@@ -121,7 +121,7 @@ REASONS = (
     Reason("torch_impl/model.py", "past[0].own.length", ("past[ -1]",), BLOCKS),
     # ---- speed and memory: no test should notice
     Reason("attention.py", "causal and T > 1", ("T >= 1", "T > 0"), SPEED),
-    Reason("torch_impl/attention.py", "or not torch.is_grad_enabled()", ("or torch.is_grad_enabled()",), SPEED),
+    Reason("torch_impl/attention.py", "and not torch.is_grad_enabled())", ("and torch.is_grad_enabled()",), SPEED),
     Reason(
         "torch_impl/block.py", "*arguments, use_reentrant=False)", ("=True)",), "torch's older way to the same gradients."
     ),

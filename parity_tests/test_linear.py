@@ -6,10 +6,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_tests.compare import check_operation
+from parity_tests.bounds import TWIN_FACTOR, bound_of
+from parity_tests.compare import assert_within, cast, check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from reference_numpy.linear import linear_backward, linear_forward
-from torch_impl.linear import ONEDNN, linear
+from torch_impl.linear import ONEDNN, Linear, PackedLinear, linear
 
 
 @given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), seeds)
@@ -74,6 +75,55 @@ def test_a_second_derivative_is_refused():
     (d_x,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         d_x.sum().backward()
+
+
+def layers_of(weights, biases):
+    """Linears with these parameters."""
+    layers = []
+    for weight, bias in zip(weights, biases, strict=True):
+        layers.append(Linear(weight.shape[1], weight.shape[0], bias is not None).double())
+        layers[-1].weight.data = torch.tensor(np.ascontiguousarray(weight))
+        if bias is not None:
+            layers[-1].bias.data = torch.tensor(np.ascontiguousarray(bias))
+    return layers
+
+
+@pytest.mark.parametrize("format", ["float64", "bfloat16"])
+@given(st.data(), st.sampled_from([1, 2, 3]), sizes(1), st.sampled_from([(1,), (5,), (2, 3, 3)]), sizes(1), st.booleans())
+def test_packed_layers(format, data, axes, inputs, outputs, rows, has_bias):
+    """Packed layers are the layers, their outputs behind each other."""
+    x = cast(data.draw(arrays((*(2, 3)[: axes - 1], rows, inputs))), format)
+    weights = [cast(data.draw(arrays((width, inputs))), format) for width in outputs]
+    biases = [cast(data.draw(arrays((width,))), format) if has_bias else None for width in outputs]
+    layers = layers_of(weights, biases)
+    if format == "bfloat16":
+        layers = [layer.float() for layer in layers]
+    found = PackedLinear(layers, format == "bfloat16")(torch.tensor(np.ascontiguousarray(x)).to(layers[0].weight.dtype))
+    assert found.dtype == layers[0].weight.dtype
+    assert not found.requires_grad
+
+    def together(x, weight, bias=None):
+        return linear_forward(x, weight, bias)[0]
+
+    whole = np.concatenate(weights), *([np.concatenate(biases)] if has_bias else [])
+    truth, bound = bound_of(together, x, *whole, format=format, factor=TWIN_FACTOR)
+    assert_within(found.double().numpy(), truth, bound, f"packed layers, {format}")
+
+
+def test_what_is_packed_in_bfloat16_is_rounded_to_it():
+    """x, the weight, the bias and the output: 1 + 2^-9 and 1/2^9 beside 1 are lost in each of them."""
+    more, one, zero = 1 + 2.0**-9, 1.0, 0.0
+    for x, weight, bias in ((more, one, zero), (one, more, zero), (zero, zero, more), (one, one, 2.0**-9)):
+        layers = [layer.float() for layer in layers_of([np.array([[weight]])], [np.array([bias])])]
+        assert PackedLinear(layers, bfloat16=False)(torch.tensor([[x]])).item() == more
+        assert PackedLinear(layers, bfloat16=True)(torch.tensor([[x]])).item() == one
+
+
+def test_a_packed_layer_is_not_copied():
+    (layer,) = layers_of([np.ones((2, 3))], [np.ones(2)])
+    packed = PackedLinear((layer,), bfloat16=False)
+    assert packed.weight.data_ptr() == layer.weight.data_ptr()
+    assert packed.bias.data_ptr() == layer.bias.data_ptr()
 
 
 def test_widths_must_fit():

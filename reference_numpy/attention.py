@@ -130,18 +130,14 @@ def _causal_attention_forward(
 
 def _causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value: a query is in one block; a key in its own and all later ones, so it sums them."""
-    last = cache.blocks[-1]
-    T = last.key.shape[2]
-    d_last, d_key, d_value = scaled_dot_product_attention_backward(d_output[:, :, T - last.query.shape[2] :], last)
-    d_queries = [d_last]
-    for block in reversed(cache.blocks[:-1]):
-        stop = block.key.shape[2]
-        d_query, d_block_key, d_block_value = scaled_dot_product_attention_backward(
-            d_output[:, :, stop - ROWS : stop], block
-        )
+    every_key = cache.blocks[-1].key
+    d_queries, d_key, d_value = [], np.zeros_like(every_key), np.zeros_like(every_key)
+    for block in cache.blocks:
+        T, stop = block.query.shape[2], block.key.shape[2]
+        d_query, d_block_key, d_block_value = scaled_dot_product_attention_backward(d_output[:, :, stop - T : stop], block)
+        d_queries.append(d_query)
         d_key[:, :, :stop] += d_block_key
         d_value[:, :, :stop] += d_block_value
-        d_queries.insert(0, d_query)
     return np.concatenate(d_queries, axis=2), d_key, d_value
 
 
@@ -161,17 +157,43 @@ def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray
         )
 
 
-class KeyValue(NamedTuple):
-    """What decoding keeps of the tokens so far: keys (already turned) and values (B, G, S, K); for linear attention the
-    running sum of key-value products and None. `length` counts the tokens."""
+class KeyValue:
+    """What decoding keeps of the tokens so far: keys (already turned) and values in buffers (B, G, room, K) that double
+    when they are full, or linear attention's state. `length` counts the tokens."""
 
-    key: np.ndarray
-    value: np.ndarray | None
-    length: int
+    def __init__(self) -> None:
+        self.key: np.ndarray | None = None
+        self.value: np.ndarray | None = None
+        self.state: np.ndarray | None = None
+        self.length = 0
+
+    def append(self, key: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Write new keys and values (B, G, n, K) behind the old ones; all of them, (B, G, length, K)."""
+        stop = self.length + key.shape[2]
+        if self.key is None or self.value is None or stop > self.key.shape[2]:
+            self.key, self.value = self._grown(self.key, key, stop), self._grown(self.value, value, stop)
+        self.key[:, :, self.length : stop] = key
+        self.value[:, :, self.length : stop] = value
+        self.length = stop
+        return self.key[:, :, :stop], self.value[:, :, :stop]
+
+    def _grown(self, old: np.ndarray | None, new: np.ndarray, stop: int) -> np.ndarray:
+        """A buffer with room for 2 `stop` tokens like the new ones, that begins with the old ones."""
+        buffer = np.empty((*new.shape[:2], max(16, 2 * stop), new.shape[3]), new.dtype)
+        if old is not None:
+            buffer[:, :, : self.length] = old[:, :, : self.length]
+        return buffer
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch."""
+        for name in ("key", "value", "state"):
+            array = getattr(self, name)
+            if array is not None:
+                setattr(self, name, array[rows])
 
 
 class MultiHeadCache(NamedTuple):
-    """The caches of the steps, in the order in which they ran, and the keys and values for decoding."""
+    """The caches of the steps, in the order in which they ran."""
 
     query_linear: LinearCache
     key_linear: LinearCache | None
@@ -182,7 +204,6 @@ class MultiHeadCache(NamedTuple):
     key_rotary: RotaryCache | None
     attention: AttentionCache | CausalCache | LinearAttentionCache
     output_linear: LinearCache
-    key_value: KeyValue
     config: ModelConfig
 
 
@@ -200,37 +221,40 @@ def multi_head_attention_forward(
 
     Shapes: x (B, T, D), the queries; memory (B, S, D), keys and values, or None for x itself (self-attention);
     mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
-    belong to self-attention alone: `cross` switches them off. `past` holds keys and values of earlier tokens: in
-    self-attention the new ones are appended, in cross-attention they stand for the memory. Forward only, no backward.
+    belong to self-attention alone: `cross` switches them off. `past` continues earlier tokens and takes the new ones in; in
+    cross-attention it is filled by the first call and stands for the memory afterwards. Then there is no backward.
     """
     inputs = x if memory is None else memory
     query, query_linear = named_linear_forward(x, parameters, "query")
     query = split_heads(query, config.heads)  # (B, H, T, K)
-    fixed = past if cross else None
-    if fixed is None:
+    key_linear = value_linear = None
+    filled = cross and past is not None and past.length > 0
+    if filled:
+        assert past is not None and past.key is not None and past.value is not None
+        key, value = past.key[:, :, : past.length], past.value[:, :, : past.length]  # (B, G, S, K)
+    else:
         key, key_linear = named_linear_forward(inputs, parameters, "key")
         value, value_linear = named_linear_forward(inputs, parameters, "value")
         key, value = split_heads(key, config.key_heads), split_heads(value, config.key_heads)  # (B, G, S, K)
-    else:
-        assert fixed.value is not None
-        key, value, key_linear, value_linear = fixed.key, fixed.value, None, None
 
     query_norm = key_norm = None
     if config.qk_norm:
         query, query_norm = rms_norm_forward(query, parameters["query_norm.weight"], config.norm_epsilon)
-        if fixed is None:
+        if not filled:
             key, key_norm = rms_norm_forward(key, parameters["key_norm.weight"], config.norm_epsilon)
     query_rotary = key_rotary = None
-    length = 0 if past is None or cross else past.length
     if config.position == "rotary" and not cross:
-        query, query_rotary = rotary_forward(query, length + np.arange(query.shape[2]))
-        key, key_rotary = rotary_forward(key, length + np.arange(key.shape[2]))
+        start = 0 if past is None else past.length
+        query, query_rotary = rotary_forward(query, start + np.arange(query.shape[2]))
+        key, key_rotary = rotary_forward(key, start + np.arange(key.shape[2]))
+    if past is not None and not filled and (cross or config.attention == "softmax"):
+        key, value = past.append(key, value)
 
-    attended, attention, key_value = _attend(query, key, value, config, mask, causal, past, cross)
+    attended, attention = _attend(query, key, value, config, mask, causal, past, cross)
     output, output_linear = named_linear_forward(merge_heads(attended), parameters, "output")  # (B, T, D)
     cache = MultiHeadCache(
         query_linear, key_linear, value_linear, query_norm, key_norm, query_rotary, key_rotary,
-        attention, output_linear, key_value, config,
+        attention, output_linear, config,
     )  # fmt: skip
     return output, cache
 
@@ -272,28 +296,24 @@ def _attend(
     causal: bool,
     past: KeyValue | None,
     cross: bool,
-) -> tuple[np.ndarray, AttentionCache | CausalCache | LinearAttentionCache, KeyValue]:
-    """Run the form of attention that the config names, over the past and the new keys."""
+) -> tuple[np.ndarray, AttentionCache | CausalCache | LinearAttentionCache]:
+    """Run the form of attention that the config names."""
+    every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
     if config.attention == "linear":
-        state = None if past is None or cross else past.key
-        length = key.shape[2] + (0 if past is None or cross else past.length)
-        output, linear = linear_attention_forward(
-            query, repeat_heads(key, config.heads), repeat_heads(value, config.heads), mask, causal=causal, state=state
-        )
-        return output, linear, KeyValue(key, value, length) if cross else KeyValue(linear.state, None, length)
-    if past is not None and not cross:
-        assert past.value is not None
-        key, value = np.concatenate((past.key, key), axis=2), np.concatenate((past.value, value), axis=2)
+        own = None if cross else past
+        output, linear = linear_attention_forward(*every, mask, causal=causal, state=None if own is None else own.state)
+        if own is not None:
+            own.state, own.length = linear.state, own.length + key.shape[2]
+        return output, linear
     slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
     window = None if cross else config.window
     options: dict[str, Any] = {"window": window, "slopes": slopes, "softcap": config.softcap}
-    every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
     cache: AttentionCache | CausalCache
     if causal and mask is None and ROWS < query.shape[2] == key.shape[2]:
         output, cache = _causal_attention_forward(*every, **options)
     else:
         output, cache = scaled_dot_product_attention_forward(*every, mask, causal=causal, **options)
-    return output, cache, KeyValue(key, value, key.shape[2])
+    return output, cache
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:

@@ -97,11 +97,12 @@ def post_norm_backward(
 RESIDUAL = {"pre": (pre_norm_forward, pre_norm_backward), "post": (post_norm_forward, post_norm_backward)}
 
 
-class BlockPast(NamedTuple):
+class BlockPast:
     """Keys and values that decoding keeps for one block; `memory` is the cross-attention's."""
 
-    own: KeyValue
-    memory: KeyValue | None
+    def __init__(self) -> None:
+        self.own = KeyValue()
+        self.memory = KeyValue()
 
 
 class BlockCache(NamedTuple):
@@ -127,13 +128,12 @@ def block_forward(
     """Self-attention, cross-attention over the memory if there is one, feed-forward; each with its residual and norm.
 
     Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S'); output
-    (B, T, D). `generator` switches dropout on and is its random stream. `past` makes the block continue earlier tokens; it
-    also stands for the memory.
+    (B, T, D). `generator` switches dropout on and is its random stream. `past` makes the block continue earlier tokens and
+    takes the new ones in; it also stands for the memory.
     """
     residual_forward, _ = RESIDUAL[config.norm_position]
     own = parts(parameters)
-    own_past = None if past is None else past.own
-    memory_past = None if past is None else past.memory
+    own_past, memory_past = (None, None) if past is None else (past.own, past.memory)
 
     def attention(h: np.ndarray) -> tuple[np.ndarray, MultiHeadCache]:
         return multi_head_attention_forward(h, None, own["attention"], config, mask, causal, own_past)
@@ -148,7 +148,7 @@ def block_forward(
 
     x, attention_cache = residual_forward(x, attention, own["attention_norm"], config, generator)
     cross_cache = None
-    if memory is not None or memory_past is not None:
+    if "cross_attention" in own:
         x, cross_cache = residual_forward(x, cross_attention, own["cross_attention_norm"], config, generator)
     x, feed_cache = residual_forward(x, feed_forward, own["feed_forward_norm"], config, generator)
     return x, BlockCache(attention_cache, cross_cache, feed_cache, config)
@@ -180,9 +180,3 @@ def block_backward(d_y: np.ndarray, cache: BlockCache) -> tuple[np.ndarray, np.n
     d_x, d_norm, d_own = residual_backward(d_y, attention, cache.attention, config)
     d_parameters |= prefixed("attention_norm", d_norm) | prefixed("attention", d_own)
     return d_x, d_memory, d_parameters
-
-
-def block_past(cache: BlockCache) -> BlockPast:
-    """Keys and values of the tokens that the block has seen, for the next call."""
-    memory = None if cache.cross_attention is None else cache.cross_attention.sublayer.key_value
-    return BlockPast(cache.attention.sublayer.key_value, memory)

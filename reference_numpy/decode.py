@@ -11,7 +11,7 @@ import numpy as np
 
 from reference_numpy.block import BlockPast
 from reference_numpy.config import ModelConfig
-from reference_numpy.model import ModelCache, model_forward, model_past
+from reference_numpy.model import model_forward
 from reference_numpy.parameters import Parameters
 
 
@@ -55,31 +55,27 @@ class CachedDecoder:
 
     def restart(self) -> None:
         self._tokens: np.ndarray | None = None
-        self._past: list[BlockPast] | None = None
+        self._past = [BlockPast() for _ in range(self._config.layers)] if self._cached else None
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
-        logits, cache = self._forward(tokens)
+        started = self._past is not None and self._past[0].own.length > 0
+        source = None if started else self._source
+        logits, _ = model_forward(
+            self._parameters, self._config, tokens, source=source, source_padding=self._source_padding, past=self._past
+        )
         self._tokens = tokens
-        self._past = model_past(cache) if self._cached else None
         return logits[:, -1]
 
     def select(self, rows: np.ndarray) -> None:
         if self._tokens is not None:
             self._tokens = self._tokens[rows]
-        if self._past is not None:
-            self._past = [_select_past(past, rows) for past in self._past]
-        if self._source is not None:
-            self._source = self._source[rows]
-        if self._source_padding is not None:
-            self._source_padding = self._source_padding[rows]
-
-    def _forward(self, tokens: np.ndarray) -> tuple[np.ndarray, ModelCache]:
-        source = self._source if self._past is None else None
-        return model_forward(
-            self._parameters, self._config, tokens, source=source, source_padding=self._source_padding, past=self._past
-        )
+        for past in self._past or []:
+            past.own.select(rows)
+            past.memory.select(rows)
+        self._source = None if self._source is None else self._source[rows]
+        self._source_padding = None if self._source_padding is None else self._source_padding[rows]
 
 
 def decoding_context(config: ModelConfig, extrapolate: bool) -> int | None:
@@ -90,15 +86,6 @@ def decoding_context(config: ModelConfig, extrapolate: bool) -> int | None:
     if extrapolate and config.position == "learned":
         raise ValueError("extrapolate: expected positions that are computed, got learned ones, which end with the context")
     return None if extrapolate else config.context
-
-
-def _select_past(past: BlockPast, rows: np.ndarray) -> BlockPast:
-    kept = [
-        None if part is None else part._replace(key=part.key[rows], value=None if part.value is None else part.value[rows])
-        for part in past
-    ]
-    assert kept[0] is not None
-    return BlockPast(kept[0], kept[1])
 
 
 def generate(

@@ -10,7 +10,6 @@ from reference_numpy.block import (
     BlockPast,
     block_backward,
     block_forward,
-    block_past,
     draw_dropout,
     norm_backward,
     norm_forward,
@@ -65,11 +64,13 @@ def model_forward(
     """Logits (B, T, V) for the next token (decoders) or for each token (encoder).
 
     Shapes: tokens (B, T) integers; source (B, S) integers, for an encoder-decoder; padding (B, T) and source_padding (B, S)
-    bool, True for a real token. `generator` switches dropout on and is its random stream. `past` (see model_past) continues
-    earlier tokens: then only the new ones are given, padding covers all of them, and an encoder-decoder needs no source.
+    bool, True for a real token. `generator` switches dropout on and is its random stream. `past`, one empty BlockPast per
+    block at first, makes the call continue earlier tokens: then only the new ones are given, padding covers all of them,
+    and an encoder-decoder needs no source. There is no backward pass then.
     Raises ValueError for a source where none belongs or none where one does, and for a length beyond learned positions.
     """
-    wants_source = config.kind == "encoder_decoder" and past is None
+    started = past is not None and past[0].own.length > 0
+    wants_source = config.kind == "encoder_decoder" and not started
     if wants_source != (source is not None):
         raise ValueError(f"source: expected {'one' if wants_source else 'none'} for kind {config.kind}")
     encoder_cache = memory = None
@@ -149,11 +150,6 @@ def attention_weights(cache: ModelCache) -> dict[str, np.ndarray]:
                 if residual is not None:
                     weights[f"{prefix}blocks.{layer}.{name}"] = residual.sublayer.attention.weights
     return weights
-
-
-def model_past(cache: ModelCache) -> list[BlockPast]:
-    """Keys and values of the tokens so far, to continue from."""
-    return [block_past(block) for block in cache.stack.blocks]
 
 
 def _stack_forward(

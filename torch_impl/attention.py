@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from reference_numpy.config import ModelConfig
 from torch_impl.flash_attention import flash_attention
-from torch_impl.linear import Linear, linear
+from torch_impl.linear import Linear, PackedLinear, linear
 from torch_impl.linear_attention import linear_attention
 from torch_impl.mask import allowed_pairs, only_seen
 from torch_impl.normalization import Norm
@@ -78,17 +78,18 @@ class KeyValue:
         """Write new keys and values (B, G, n, K) behind the old ones; all of them, (B, G, length, K)."""
         stop = self.length + key.shape[2]
         if self.key is None or self.value is None or stop > self.key.shape[2]:
-            room = max(16, 2 * stop)
-            self.key, self.value = (
-                torch.cat((new[:, :, :0] if old is None else old[:, :, : self.length], new.new_empty(
-                    *new.shape[:2], room - self.length, new.shape[3]
-                )), dim=2)
-                for old, new in ((self.key, key), (self.value, value))
-            )  # fmt: skip
+            self.key, self.value = self._grown(self.key, key, stop), self._grown(self.value, value, stop)
         self.key[:, :, self.length : stop] = key
         self.value[:, :, self.length : stop] = value
         self.length = stop
         return self.key[:, :, :stop], self.value[:, :, :stop]
+
+    def _grown(self, old: Tensor | None, new: Tensor, stop: int) -> Tensor:
+        """A buffer with room for 2 `stop` tokens like the new ones, that begins with the old ones."""
+        buffer = new.new_empty((*new.shape[:2], max(16, 2 * stop), new.shape[3]))
+        if old is not None:
+            buffer[:, :, : self.length] = old[:, :, : self.length]
+        return buffer
 
     def select(self, rows: Tensor) -> None:
         """Go on with these rows of the batch."""
@@ -111,6 +112,7 @@ class MultiHeadAttention(nn.Module):
         self.query = Linear(config.width, config.width, config.bias)
         self.key = Linear(config.width, key_width, config.bias)
         self.value = Linear(config.width, key_width, config.bias)
+        self.together: PackedLinear | None = None  # the three as one: see torch_impl/decode.py
         if config.qk_norm:
             self.query_norm = Norm(config, config.head_width, "rms")
             self.key_norm = Norm(config, config.head_width, "rms")
@@ -152,18 +154,25 @@ class MultiHeadAttention(nn.Module):
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, G, S, K). In training one product makes all three of self-attention;
-        in decoding, with few rows, it would take longer to put the weights together."""
-        if memory is not None or not torch.is_grad_enabled():
+        in evaluation it would take longer to put the weights together."""
+        if memory is not None or (self.together is None and not torch.is_grad_enabled()):
             memory = x if memory is None else memory
             query, key, value = self.query(x), self.key(memory), self.value(memory)
         else:
-            layers = (self.query, self.key, self.value)
-            weight = torch.cat([layer.weight for layer in layers])
-            bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
-            together = linear(x, weight, bias)  # (B, T, (H + 2G) K)
-            query, key, value = together.split([layer.weight.shape[0] for layer in layers], dim=-1)
+            together = self._project_together(x)  # (B, T, (H + 2G) K)
+            key_width = self.config.key_heads * self.config.head_width
+            query, key, value = together.split((self.config.width, key_width, key_width), dim=-1)
         heads, groups = self.config.heads, self.config.key_heads
         return self._split(query, heads), self._split(key, groups), self._split(value, groups)
+
+    def _project_together(self, x: Tensor) -> Tensor:
+        if self.together is not None:
+            together: Tensor = self.together(x)
+            return together
+        layers = (self.query, self.key, self.value)
+        weight = torch.cat([layer.weight for layer in layers])
+        bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
+        return linear(x, weight, bias)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads K) -> (B, heads, T, K)."""

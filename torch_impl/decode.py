@@ -1,18 +1,23 @@
 """Decoding: the twin as a Decoder for the spec's searches, which only ask for logits."""
 
+import copy
 from typing import Any
 
 import numpy as np
 import torch
 
 from reference_numpy.decode import decoding_context, sample
+from torch_impl.attention import MultiHeadAttention
 from torch_impl.block import BlockPast
+from torch_impl.linear import Linear, PackedLinear
 from torch_impl.model import Transformer
 from torch_impl.parameters import as_numpy
 
 
 class CachedDecoder:
-    """The twin as a Decoder; see the spec's class for the arguments. Tokens go in and logits come out as NumPy arrays."""
+    """The twin as a Decoder; see the spec's class for the arguments. Tokens go in and logits come out as NumPy arrays.
+
+    It decodes with the parameters that the model has now. `bfloat16` rounds the factors of the linear layers' products."""
 
     def __init__(
         self,
@@ -21,9 +26,10 @@ class CachedDecoder:
         source_padding: np.ndarray | None = None,
         cached: bool = True,
         extrapolate: bool = False,
+        bfloat16: bool = False,
     ) -> None:
         self.context = decoding_context(model.config, extrapolate)
-        self._model, self._cached = model, cached
+        self._model, self._cached = _packed(model, bfloat16), cached
         self._source = self._tensor(source)
         self._source_padding = self._tensor(source_padding)
         self.restart()
@@ -69,7 +75,22 @@ def generate(
     top_p: float = 1.0,
     cached: bool = True,
     extrapolate: bool = False,
+    bfloat16: bool = False,
 ) -> np.ndarray:
     """Tokens (T,) or (B, T) and `count` sampled ones behind them: (T + count,) or (B, T + count)."""
-    decoder = CachedDecoder(model, cached=cached, extrapolate=extrapolate)
+    decoder = CachedDecoder(model, cached=cached, extrapolate=extrapolate, bfloat16=bfloat16)
     return sample(decoder, tokens, count, generator, temperature, top_k, top_p)
+
+
+def _packed(model: Transformer, bfloat16: bool) -> Transformer:
+    """A copy whose linear layers are packed; all else it shares with the model. The head, tied or not, stays as it is: its
+    logits decide."""
+    packed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for module in list(packed.modules()):
+        if isinstance(module, MultiHeadAttention) and not module.cross:
+            module.together = PackedLinear((module.query, module.key, module.value), bfloat16)
+            del module.query, module.key, module.value
+        for name, child in module.named_children():
+            if isinstance(child, Linear) and module is not packed:
+                setattr(module, name, PackedLinear((child,), bfloat16))
+    return packed

@@ -341,7 +341,7 @@ class TorchBackend:
     def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
         from torch_impl.decode import generate as torch_generate
 
-        return torch_generate(self._model, tokens, count, generator, *sampling)
+        return torch_generate(self._model, tokens, count, generator, *sampling, bfloat16=self._options.dtype == "bfloat16")
 
     def predict(self, batch: Batch) -> np.ndarray:
         likeliest: np.ndarray = self._logits(batch).argmax(dim=-1).cpu().numpy()
@@ -350,7 +350,8 @@ class TorchBackend:
     def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
         from torch_impl.decode import CachedDecoder as TorchCachedDecoder
 
-        return TorchCachedDecoder(self._model, source, source_padding)
+        bfloat16 = self._options.dtype == "bfloat16"
+        return TorchCachedDecoder(self._model, source, source_padding, bfloat16=bfloat16)
 
     def attention(self, tokens: np.ndarray, source: np.ndarray | None = None) -> Arrays:
         import torch

@@ -98,9 +98,10 @@ def parse(arguments: list[str]) -> Command:
 
 def run(command: Command) -> int:
     """Runs a subcommand and returns the exit status."""
-    # A thread that waits for the others spins before it sleeps. On an idle machine this spin count costs nothing against the
-    # default; beside one other busy process on two cores a step took 0.65 times as long (median). Read by torch's libgomp.
-    os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    # A thread of torch's libgomp that waits for the others spins before it sleeps. On an idle machine 2000 turns cost a step
+    # of training nothing against the default, and beside one other busy process on two cores it took 0.65 of the time. From
+    # one short product of decoding to the next that is not enough: with 5000 a character takes 0.7 to 0.85 of the time.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000" if isinstance(command, GenerateConfig | BenchConfig) else "2000")
     # The same for NumPy's OpenBLAS, whose threads would otherwise spin for 2^26 cycles: torch's product of 1,024 x 1,024
     # matrices right after NumPy's took twice its time so. 2^18 cycles, 0.1 ms, are enough between two products of decoding,
     # which with 2^14 took a tenth longer.

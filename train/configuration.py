@@ -24,6 +24,7 @@ from reference_numpy.config import Kind, ModelConfig
 Backend = Literal["torch", "numpy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "float64", "bfloat16", "auto"]
+DecodingDtype = Literal["float32", "bfloat16", "auto"]
 Schedule = Literal["cosine", "constant", "noam", "stable_decay"]
 Optimizer = Literal["adamw", "muon"]
 Parallel = Literal["ddp", "fsdp"]
@@ -223,6 +224,8 @@ class GenerateConfig:
     """Twin that writes."""
     device: Device = "auto"
     """Where torch computes."""
+    dtype: DecodingDtype = "float32"
+    """Format of the factors of products; bfloat16 is torch's only, and quicker where the device multiplies in it (auto)."""
 
     def __post_init__(self) -> None:
         _require(len(self.prompt) >= 1, "prompt", "at least one character", repr(self.prompt))
@@ -234,6 +237,8 @@ class GenerateConfig:
         penalty = 0.0 if self.length_penalty is None else self.length_penalty
         _require(0 <= penalty < float("inf"), "length_penalty", "a finite number of at least 0", penalty)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        numpy_in_bfloat16 = self.backend == "numpy" and self.dtype == "bfloat16"
+        _require(not numpy_in_bfloat16, "dtype", "float32 for the numpy backend", self.dtype)
 
 
 @dataclass(frozen=True)

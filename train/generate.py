@@ -17,7 +17,7 @@ def generate(config: GenerateConfig) -> str:
 
     Raises: ValueError when the run has no usable model or one of the other kind, or a text a character that the model's
     vocabulary lacks."""
-    trained = load_trained(config.run, config.backend, config.device)
+    trained = load_trained(config.run, config.backend, config.device, config.dtype)
     kind = trained.model.kind
     if kind == "encoder":
         raise ValueError("run: expected a model that writes, got a masked language model, which fills in only")

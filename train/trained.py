@@ -9,9 +9,9 @@ import numpy as np
 
 from reference_numpy.config import ModelConfig
 from train import run_folder, streams
-from train.backend import Twin, create_backend
+from train.backend import Twin, create_backend, with_dtype
 from train.checkpoint import load_model
-from train.configuration import Backend, Device, TrainConfig, read_run_config
+from train.configuration import Backend, DecodingDtype, Device, TrainConfig, read_run_config
 from train.vocabulary import Symbols
 
 
@@ -24,14 +24,14 @@ class Trained(NamedTuple):
     options: TrainConfig
 
 
-def load_trained(run: str, backend: Backend, device: Device) -> Trained:
-    """The model of a run folder.
+def load_trained(run: str, backend: Backend, device: Device, dtype: DecodingDtype = "float32") -> Trained:
+    """The model of a run folder; it writes in `dtype`.
 
     Raises: ValueError when `run` is not the folder of a run, or its model is missing, truncated or foreign."""
     folder = Path(run)
     options = read_run_config(folder)  # says clearly when this is some other folder
     parameters, model, vocabulary = load_model(folder / run_folder.MODEL)
-    here = TrainConfig(backend=backend, device=device)
+    here = with_dtype(TrainConfig(backend=backend, device=device, dtype=dtype))
     twin = create_backend(model, parameters, here, streams.stream(0, "dropout"))
     return Trained(twin, vocabulary, model, options)
 

@@ -19,6 +19,7 @@ from torch_impl.linear import linear
 from torch_impl.model import Transformer
 from train import complexity
 from train.allocator import keep_freed_memory
+from train.backend import multiplies_bfloat16
 from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
@@ -110,28 +111,37 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
     def spec_writes(start: np.ndarray, cached: bool = True) -> object:
         return generate(parameters, spec_model, start, count, np.random.default_rng(0), cached=cached)
 
-    def twin_writes(start: np.ndarray, cached: bool = True) -> object:
-        return torch_generate(twin, start, count, np.random.default_rng(0), cached=cached)
+    def twin_writes(start: np.ndarray, cached: bool = True, bfloat16: bool = False) -> object:
+        return torch_generate(twin, start, count, np.random.default_rng(0), cached=cached, bfloat16=bfloat16)
 
     functions: dict[str, tuple[int, Callable[[], object]]] = {
         "spec, cached": (1, lambda: spec_writes(one)),
         "twin, cached": (1, lambda: twin_writes(one)),
         f"spec, cached, {TOGETHER} at once": (TOGETHER, lambda: spec_writes(many)),
         f"twin, cached, {TOGETHER} at once": (TOGETHER, lambda: twin_writes(many)),
-        "spec, no cache": (1, lambda: spec_writes(one, cached=False)),
-        "twin, no cache": (1, lambda: twin_writes(one, cached=False)),
     }
+    if multiplies_bfloat16(torch.device("cpu")):
+        functions |= {
+            "twin, bfloat16, cached": (1, lambda: twin_writes(one, bfloat16=True)),
+            f"twin, bfloat16, cached, {TOGETHER} at once": (TOGETHER, lambda: twin_writes(many, bfloat16=True)),
+        }
     if config.nanogpt is not None:
         other = contenders.nanogpt_model(shape, config.nanogpt).eval()
         functions["nanoGPT, which has no cache"] = (1, lambda: other.generate(torch.from_numpy(one), count))
-    seconds = timing.interleaved({name: function for name, (_, function) in functions.items()}, rounds=1)
+    alone: dict[str, tuple[int, Callable[[], object]]] = {
+        "spec, no cache": (1, lambda: spec_writes(one, cached=False)),
+        "twin, no cache": (1, lambda: twin_writes(one, cached=False)),
+    }
+    rounds = 1 if config.size == "tiny" else 3
+    seconds = timing.interleaved({name: function for name, (_, function) in functions.items()}, rounds)
+    seconds |= timing.interleaved({name: function for name, (_, function) in alone.items()}, 1)
     return {
         "shape": shape._asdict(),
         "count": count,
         "parameters": parameter_count(model),
         "records": [
             {"name": name, "rate": sequences * count / timing.median(seconds[name])}
-            for name, (sequences, _) in functions.items()
+            for name, (sequences, _) in (functions | alone).items()
         ],
     }
 

@@ -183,8 +183,8 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"- Step, {name}: quicker than the twin: {', '.join(ahead) or 'none of the others'}.")
     rates = {record["name"]: record["rate"] for record in result["decoding"]["records"]}
     sampler = next((rate for name, rate in rates.items() if name.startswith(YARDSTICK)), None)
-    for name in ("twin, cached", "spec, cached"):
-        if sampler is not None:
+    for name in ("twin, cached", "twin, bfloat16, cached", "spec, cached"):
+        if sampler is not None and name in rates:
             ratio = rates[name] / sampler
             lines.append(
                 f"- Decoding, {name}: {ratio:.1f} times the rate of nanoGPT's sampler; the goal, at least "
@@ -238,7 +238,8 @@ def _product_table(records: Sequence[Mapping[str, Any]]) -> list[str]:
 def _decoding_table(decoding: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{decoding['count']} characters after a first one, {_shape_text(decoding['shape'], batch=False)}. When the context",
-        "is full, ours begin again from its second half; nanoGPT's moves on by one character.",
+        "is full, ours begin again from its second half; nanoGPT's moves on by one character. Where it says bfloat16,",
+        "so are the factors of all products with weights but the head's.",
         "",
         "| | characters/s |",
         "| --- | ---: |",

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from torch_impl.linear import PackedLinear
 from train.cli import main
 from train.tests.runs import records, snapshot, write_text
 
@@ -96,6 +97,10 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["generate", "--run", "x", "--temperature", "-1"], "temperature: expected a finite number of at least 0"),
         (["generate", "--run", "x", "--top-p", "0"], "top_p: expected above 0 and at most 1"),
         (["generate", "--run", "x", "--prompt", ""], "prompt: expected at least one character"),
+        (
+            ["generate", "--run", "x", "--backend", "numpy", "--dtype", "bfloat16"],
+            "dtype: expected float32 for the numpy backend, got bfloat16",
+        ),
         (["attention", "--run", "no-such-run", "--text", "x"], "run: expected the folder of a run"),
         (["check", "--sequences", "0"], "sequences: expected at least 1, got 0"),
     ],
@@ -215,6 +220,25 @@ def test_attention_draws_a_picture(trained, capsys, tmp_path, backend):
 def generated(capsys, run, *arguments) -> str:
     assert main(["generate", "--run", str(run), "--length", "60", *arguments]) == 0
     return capsys.readouterr().out.removesuffix("\n")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_format_that_a_model_writes_in(trained, capsys, monkeypatch, there):
+    """float32 unless asked otherwise; auto is bfloat16 where the device multiplies in it."""
+    used = set()
+
+    def packed(layers, bfloat16):
+        used.add(bfloat16)
+        return PackedLinear(layers, bfloat16)
+
+    monkeypatch.setattr("torch_impl.decode.PackedLinear", packed)
+    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: there)
+    for arguments, bfloat16 in (((), False), (("--dtype", "bfloat16"), True), (("--dtype", "auto"), there)):
+        text = generated(capsys, trained, "--prompt", "the king", *arguments)
+        assert text.startswith("the king")
+        assert len(text) == len("the king") + 60
+        assert used == {bfloat16}
+        used.clear()
 
 
 def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained, capsys):
