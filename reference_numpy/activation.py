@@ -43,8 +43,8 @@ def gelu_tanh_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
     du/dx = sqrt(2/pi) (1 + 3 c x^2), and the product rule gives dy/dx = g + x dg/du du/dx.
     """
     x, gate = cache
-    two_x_d_u = x * (2 * SQRT_2_OVER_PI + 6 * SQRT_2_OVER_PI * CUBIC * (x * x))
-    return d_y * (gate + gate * (1 - gate) * two_x_d_u)
+    twice_d_u = 2 * SQRT_2_OVER_PI + 6 * SQRT_2_OVER_PI * CUBIC * (x * x)
+    return d_y * (gate + x * gate * (1 - gate) * twice_d_u)
 
 
 def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
