@@ -176,7 +176,7 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads K) -> (B, heads, T, K)."""
-        return x.unflatten(-1, (heads, self.config.head_width)).transpose(1, 2)
+        return x.view(*x.shape[:2], heads, self.config.head_width).transpose(1, 2)
 
     def _attend(
         self,

@@ -15,7 +15,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _onednn_is_quicker(x, weight):
         if torch.is_grad_enabled():
             return _OneDNNLinear.apply(x, weight, bias)
-        return _product(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
+        return _product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -41,7 +41,7 @@ class PackedLinear(nn.Module):
         weight = _behind_each_other([layer.weight for layer in layers])
         bias = _behind_each_other([layer.bias for layer in layers if layer.bias is not None])
         assert weight is not None
-        self.in_bfloat16, self.outputs = bfloat16, len(weight)
+        self.in_bfloat16 = bfloat16
         if bfloat16:
             weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
         self.packed = bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -52,9 +52,7 @@ class PackedLinear(nn.Module):
         """Shapes: x (..., I), output (..., the sum of all O)."""
         if not self.in_bfloat16:
             return linear(x, self.weight, self.bias)
-        rows = x.reshape(-1, x.shape[-1]).bfloat16()
-        y = (_onednn if self.packed else linear)(rows, self.weight, self.bias)
-        return y.view(*x.shape[:-1], self.outputs).float()
+        return (_onednn if self.packed else linear)(x.bfloat16(), self.weight, self.bias).float()
 
 
 def _behind_each_other(parts: list[Tensor]) -> Tensor | None:
@@ -84,7 +82,7 @@ ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b by oneDNN; shapes: x (N, I), weight (O, I). It reads a bias as if it were contiguous: so it must be."""
+    """x W^T + b by oneDNN; shapes: x (..., I), weight (O, I). It reads a bias as if it were contiguous: so it must be."""
     bias = None if bias is None else bias.contiguous()
     y: Tensor = (_opaque if torch.compiler.is_compiling() else _onednn)(x, weight, bias)
     return y
@@ -101,7 +99,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 if not hasattr(torch.ops.twinformer, "onednn"):
     torch.library.define("twinformer::onednn", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
     torch.library.impl("twinformer::onednn", "cpu", _onednn)
-    torch.library.register_fake("twinformer::onednn", lambda x, weight, bias: x.new_empty(x.shape[0], weight.shape[0]))
+    torch.library.register_fake("twinformer::onednn", lambda x, weight, bias: x.new_empty(*x.shape[:-1], len(weight)))
 _opaque = torch.ops.twinformer.onednn
 
 

@@ -149,7 +149,7 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
 def attention(config: BenchConfig) -> list[dict[str, Any]]:
     """The spec's three forms of attention against T, as `twinformer complexity` measures them."""
     lengths = (16,) if config.size == "tiny" else (512, 2048)
-    options = ComplexityConfig(repeats=1 if config.size == "tiny" else 3, seed=config.seed)
+    options = ComplexityConfig(repeats=1 if config.size == "tiny" else 15, seed=config.seed)
     return [record for T in lengths for record in complexity.measure(list(complexity.FORMS), T, options)]
 
 
