@@ -83,6 +83,7 @@ REASONS = (
     Reason("activation.py", "range(80,", ("( 81,", "( 79,"), "Level 80 is beyond every precision."),
     Reason("attention.py", "cache.query_rotary is not None and", ("is not None or",), BOTH),
     Reason("attention.py", "cache.query_norm is not None and", ("is not None or",), BOTH),
+    Reason("attention.py", "start = 0 if past is None", ("= -1 if", "= 1 if"), "Turned scores know distances only."),
     Reason("decode.py", "axis=-1", ("axis=+1",), LAST),
     Reason("decode.py", "axis=-1)[:, 0]", ("axis=-1)[:, -1]",), ONLY),
     Reason("decode.py", "top_p)[0]", ("top_p)[ -1]",), ONLY),
