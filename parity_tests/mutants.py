@@ -929,7 +929,7 @@ ATTENTION = (
         "twin_heads_split_along_the_wrong_axes",
         "The channels are reshaped straight to (B, H, T, K) without a transpose: each head gets a mixture of tokens.",
         "torch_impl/attention.py",
-        "return x.unflatten(-1, (heads, self.config.head_width)).transpose(1, 2)",
+        "return x.view(*x.shape[:2], heads, self.config.head_width).transpose(1, 2)",
         "return x.reshape(x.shape[0], heads, x.shape[1], self.config.head_width)",
         breaks_training=True,
     ),
