@@ -113,7 +113,7 @@ class TrainConfig:
     warmup: int = 100
     """Steps over which the learning rate climbs to its peak."""
     decay: int = 0
-    """Steps over which the learning rate falls at the end, for stable_decay."""
+    """Steps over which the learning rate falls at the end, for stable_decay; all of a run that has fewer."""
     momentum: float = 0.95
     """muon: share of the momentum that stays after a step."""
     beta1: float = 0.9
@@ -185,7 +185,6 @@ class TrainConfig:
         for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
         _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
-        _require(self.decay <= self.steps, "decay", f"at most the steps {self.steps}", self.decay)
         if self.average > 1:
             _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
         _require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)

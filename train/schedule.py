@@ -51,7 +51,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
         case "noam":
             return noam(step, width=config.model.width, warmup=warmup, factor=peak)
         case "stable_decay":
-            return stable_decay(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps, decay=config.decay)
+            decay = min(config.decay, steps)
+            return stable_decay(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps, decay=decay)
 
 
 def _climb(step: int, warmup: int) -> float:

@@ -93,7 +93,6 @@ def test_a_preset_with_a_mistake_is_an_error(options):
         {"validation_fraction": 0.0},
         {"validation_fraction": 1.0},
         {"warmup": -1},
-        {"decay": 2001},
         {"seed": -1},
         {"threads": -1},
         {"heads": 3},

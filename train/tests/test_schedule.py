@@ -50,6 +50,17 @@ def test_stable_decay_holds_the_peak_then_falls_in_a_straight_line():
     assert stable_decay(STEPS, peak=PEAK, minimum=MINIMUM, warmup=0, steps=STEPS, decay=0) == PEAK
 
 
+def test_a_run_shorter_than_its_decay_falls_all_the_way():
+    options = {"schedule": "stable_decay", "steps": 20, "warmup": 0, "minimum_learning_rate": 0.0, "learning_rate": 1.0}
+    rates = {
+        decay: [learning_rate(from_mapping(TrainConfig, options | {"decay": decay}, "test"), step) for step in range(21)]
+        for decay in (20, 328)
+    }
+    assert rates[328] == rates[20]
+    assert rates[20][0] == 1.0
+    assert rates[20][-1] == 0.0
+
+
 @pytest.mark.parametrize("name", ["constant", "cosine", "noam", "stable_decay"])
 def test_every_schedule_can_be_chosen_and_has_no_step_of_rate_zero(name):
     config = from_mapping(TrainConfig, {"schedule": name, "steps": 50, "warmup": 5, "decay": 10}, "test")
