@@ -88,6 +88,17 @@ def layers_of(weights, biases):
     return layers
 
 
+def test_without_onednn_packed_layers_are_torchs_own(monkeypatch):
+    """The same rounded factors, the same sums of a few powers of 2."""
+    layers = [layer.float() for layer in layers_of([np.array([[1.0, 2.0], [-0.5, 4.0]])], [np.array([1.0, -8.0])])]
+    x = torch.tensor([[1.0, 0.25], [1 + 2.0**-9, 0.5]])
+    expected = PackedLinear(layers, bfloat16=True)(x)
+    monkeypatch.setattr("torch_impl.linear.ONEDNN", None)
+    alone = PackedLinear(layers, bfloat16=True)
+    assert not alone.packed
+    assert torch.equal(alone(x), expected)
+
+
 @pytest.mark.parametrize("format", ["float64", "bfloat16"])
 @given(st.data(), st.sampled_from([1, 2, 3]), sizes(1), st.sampled_from([(1,), (5,), (2, 3, 3)]), sizes(1), st.booleans())
 def test_packed_layers(format, data, axes, inputs, outputs, rows, has_bias):

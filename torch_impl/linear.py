@@ -44,7 +44,8 @@ class PackedLinear(nn.Module):
         self.in_bfloat16 = bfloat16
         if bfloat16:
             weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
-        self.packed = bfloat16 and weight.device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        on_cpu = weight.device.type == "cpu" and ONEDNN is not None
+        self.packed = bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self.packed else weight
         self.bias = bias
 
