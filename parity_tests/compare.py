@@ -224,16 +224,21 @@ def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Track
     """Assert that the errors are not systematically large: a bias, or a spread that no single element gives away.
 
     The maximum alone would let every element be off by eight deviations to the same side. `factor` is the twin's; of
-    several models (see `tiled`) one must fit. Where sketches cancel to a limit of 0, the sum may still be off by one
-    rounding at its worst, sqrt(3) deviations. Raises AssertionError with both moments and their limits.
+    several models (see `tiled`) one must fit, and where it rounds nothing there must be no error. Where sketches cancel to a
+    limit of 0, the sum may still be off by one rounding at its worst, sqrt(3) deviations. Raises AssertionError with both
+    moments and their limits.
     """
     said = []
+    finite = np.isfinite(truth)
+    error = np.where(finite, np.asarray(actual).astype(np.longdouble), 0) - np.where(finite, truth, 0)
     for tracked in models:
-        counts = np.isfinite(truth) & (tracked.deviation > 0)
+        counts = finite & (tracked.deviation > 0)
+        if error[~counts].any():
+            said.append(f"{np.count_nonzero(error[~counts])} elements are off where nothing rounds")
+            continue
         if not counts.any():
             return
-        error = np.asarray(actual)[counts].astype(np.longdouble) - truth[counts]
-        found, limit = _moments_of(error, factor * tracked.deviation[counts]), moment_limits(tracked)
+        found, limit = _moments_of(error[counts], factor * tracked.deviation[counts]), moment_limits(tracked)
         if abs(found.total) <= limit.total + math.sqrt(3) and found.square <= limit.square:
             return
         said.append(
@@ -245,13 +250,13 @@ def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Track
 
 def assert_drift_rejected(truth: np.ndarray, models: Sequence[Tracked], what: str, factor: float) -> None:
     """Canary: errors that are within their bounds one by one, but sum to CANARY times the limit, must be rejected."""
-    limits = [moment_limits(tracked) for tracked in models if (np.isfinite(truth) & (tracked.deviation > 0)).any()]
-    if not limits:
+    counts = [int((np.isfinite(truth) & (tracked.deviation > 0)).sum()) for tracked in models]
+    if not any(counts):
         return
+    limits = [(moment_limits(tracked).total + math.sqrt(3)) / n for tracked, n in zip(models, counts, strict=True) if n]
     deviation = np.max([tracked.deviation for tracked in models], axis=0)
-    counts = np.isfinite(truth) & (deviation > 0)
-    each = CANARY * (max(limit.total for limit in limits) + math.sqrt(3)) / int(counts.sum())
-    drifted = np.where(counts, truth + factor * each * deviation, truth)
+    each = CANARY * max(limits)
+    drifted = np.where(np.isfinite(truth), truth + factor * each * deviation, truth)
     try:
         assert_moments_within(drifted, truth, models, what, factor)
     except AssertionError:

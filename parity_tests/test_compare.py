@@ -12,6 +12,7 @@ from parity_tests.bounds import CONFIDENCE, LONGDOUBLE_IS_WIDER, run_tracked
 from parity_tests.compare import (
     NARROW_LONGDOUBLE,
     Tally,
+    assert_drift_rejected,
     assert_moments_within,
     assert_rejected,
     assert_within,
@@ -263,6 +264,21 @@ def test_one_element_may_be_at_its_bound_and_not_all(errors, accepted):
     assert_within(actual, tracked.value, tracked.bound(), "this")
     with nullcontext() if accepted else pytest.raises(AssertionError, match="together they are"):
         assert_moments_within(actual, tracked.value, [tracked], "this", 1.0)
+
+
+def test_a_model_that_rounds_nothing_accepts_no_error():
+    """Of plain and tiled attention the one may be exact where the other rounds: then it is no excuse for the other."""
+    x = np.arange(1.0, 9.0)
+    exact, rounding = (run_tracked(f, x, format="float64") for f in (lambda x: x, lambda x: x * 3 / 3))
+    assert not exact.deviation.any() and rounding.deviation.all()
+    models = [exact, rounding]
+    for error in (np.zeros(8), np.resize([1.0, -1.0], 8)):
+        assert_moments_within(exact.value + error * rounding.deviation, exact.value, models, "this", 1.0)
+    with pytest.raises(AssertionError, match="1 elements are off where nothing rounds"):
+        assert_moments_within(exact.value + 1e-6 * np.eye(8)[0], exact.value, [exact], "this", 1.0)
+    with pytest.raises(AssertionError, match="together they are"):
+        assert_moments_within(exact.value + 7 * rounding.deviation, exact.value, models, "this", 1.0)
+    assert_drift_rejected(exact.value, models, "this", 1.0)
 
 
 def test_the_message_names_the_worst_element():

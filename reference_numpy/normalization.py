@@ -22,7 +22,7 @@ def layer_norm_forward(
     Shapes: x (..., D), weight (D,), bias (D,) or None. The variance is the biased one (divided by D) and epsilon is inside
     the root, as in torch. A row of equal numbers gives the bias.
     """
-    centred = x - x.mean(axis=-1, keepdims=True)
+    centred = x - _mean(x)
     variance = _mean_product(centred, centred)
     inverse = 1 / np.sqrt(variance + epsilon)
     normalized = centred * inverse
@@ -43,7 +43,7 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
     normalized, inverse, weight, has_bias = cache
     d_n = d_y * weight
     projection = _mean_product(d_n, normalized)
-    d_x = inverse * (d_n - d_n.mean(axis=-1, keepdims=True) - normalized * projection)
+    d_x = inverse * (d_n - _mean(d_n) - normalized * projection)
     d_bias = _sum_rows(d_y) if has_bias else None
     return d_x, _sum_rows(d_y * normalized), d_bias
 
@@ -61,6 +61,11 @@ def rms_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np
     d_n = d_y * weight
     projection = _mean_product(d_n, normalized)
     return inverse * (d_n - normalized * projection), _sum_rows(d_y * normalized)
+
+
+def _mean(x: np.ndarray) -> np.ndarray:
+    """mean_i(x_i) over the last axis, (..., 1)."""
+    return np.einsum("...i->...", x)[..., None] / x.shape[-1]
 
 
 def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

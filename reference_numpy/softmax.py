@@ -24,4 +24,4 @@ def softmax_backward(d_p: np.ndarray, p: np.ndarray) -> np.ndarray:
       dL/dx_j = sum_i d_i p_i (delta_ij - p_j) = p_j (d_j - sum_i d_i p_i)
     The Jacobian is never formed. Where p is 0 (masked) the gradient is 0.
     """
-    return p * (d_p - (d_p * p).sum(axis=-1, keepdims=True))
+    return p * (d_p - np.einsum("...i,...i->...", d_p, p)[..., None])
