@@ -103,9 +103,9 @@ def run(command: Command) -> int:
     # one short product of decoding to the next that is not enough: with 5000 a character takes 0.7 to 0.85 of the time.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000" if isinstance(command, GenerateConfig | BenchConfig) else "2000")
     # The same for NumPy's OpenBLAS, whose threads would otherwise spin for 2^26 cycles: torch's product of 1,024 x 1,024
-    # matrices right after NumPy's took twice its time so. 2^18 cycles, 0.1 ms, are enough between two products of decoding,
-    # which with 2^14 took a tenth longer.
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "18")
+    # matrices right after NumPy's took twice its time so. 2^20 cycles, 0.4 ms, last from one token to the next: with 2^18
+    # decoding took a tenth longer, with 2^14 a fifth.
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
     match command:
         case TrainConfig():
             return _train(command)
