@@ -357,7 +357,7 @@ class BenchConfig:
     nanogpt: str | None = None
     """Folder with nanoGPT's model.py, to have it among the peers."""
     repeats: int = 5
-    """Rounds at the large model, and three times as many at the small one; medians are reported."""
+    """Rounds at the large model, and nine times as many at the small one; medians are reported."""
     compile: bool = True
     """Measure the twin under torch.compile too, which takes a C++ compiler and a minute."""
     seed: int = 0

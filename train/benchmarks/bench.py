@@ -37,7 +37,7 @@ def bench(config: BenchConfig) -> str:
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     tiny = config.size == "tiny"
-    sizes = {"tiny": 1} if tiny else {"small": 3 * config.repeats, "large": config.repeats}
+    sizes = {"tiny": 1} if tiny else {"small": 9 * config.repeats, "large": config.repeats}
     result: dict[str, Any] = {"machine": report.machine(), "keeps_freed_memory": keeps, "size": config.size}
     big, little = SHAPES["tiny" if tiny else "large"], SHAPES["tiny" if tiny else "small"]
     with tqdm(total=7, unit="part", disable=None) as bar:
