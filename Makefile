@@ -22,7 +22,7 @@ help:
 	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
 	@echo "make figures draw every figure from committed results, and renew the texts that quote them"
 	@echo "make blog    build the site, blog/site/index.html: the post, the annotated source, the reports"
-	@echo "make bench   measure both twins and their peers on this machine: ten minutes (ARGS='--size tiny': seconds)"
+	@echo "make bench   measure both twins and their peers on this machine: twenty minutes (ARGS='--size tiny': seconds)"
 	@echo "make lint    check style and types"
 	@echo "make clean   remove the environment, caches and build artefacts; runs/ stays"
 

@@ -353,7 +353,7 @@ class BenchConfig:
     output: str = "runs/bench"
     """Folder for BENCHMARKS.md, bench.json and bench.png."""
     size: Literal["full", "tiny"] = "full"
-    """full: the small and the large model, some ten minutes; tiny: one of a few numbers, to see that everything works."""
+    """full: the small and the large model, some twenty minutes; tiny: one of a few numbers, to see that everything works."""
     nanogpt: str | None = None
     """Folder with nanoGPT's model.py, to have it among the peers."""
     repeats: int = 5
