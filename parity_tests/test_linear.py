@@ -137,6 +137,19 @@ def test_a_packed_layer_is_not_copied():
     assert packed.bias.data_ptr() == layer.bias.data_ptr()
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (0, 1, 3)])
+def test_no_rows(shape):
+    """A batch of nothing gives nothing, of the right shape; the parameters' gradients are 0."""
+    weight, bias = np.ones((4, 3)), np.ones(4)
+    y, cache = linear_forward(np.zeros(shape), weight, bias)
+    assert y.shape == (*shape[:-1], 4)
+    assert linear(*map(torch.from_numpy, (np.zeros(shape), weight, bias))).shape == y.shape
+    d_x, d_weight, d_bias = linear_backward(y, cache)
+    assert d_x.shape == shape
+    assert np.array_equal(d_weight, np.zeros((4, 3)))
+    assert np.array_equal(d_bias, np.zeros(4))
+
+
 def test_widths_must_fit():
     message = "x: expected a last axis of 3, the weight's input width, got 2"
     with pytest.raises(ValueError, match=message):

@@ -25,7 +25,8 @@ def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
     outputs, inputs = weight.shape
     if x.shape[-1] != inputs:
         raise ValueError(f"x: expected a last axis of {inputs}, the weight's input width, got {x.shape[-1]}")
-    y = _rows(x) @ weight.T  # (N, O): one large product instead of one per sequence
+    rows = _rows(x)  # (N, I): one large product instead of one per sequence
+    y = _one_row_product(rows, weight) if len(rows) == 1 else rows @ weight.T  # (N, O)
     if bias is not None:
         y += bias  # y is new: nobody else has it
     return y.reshape(*x.shape[:-1], outputs), LinearCache(x, weight, bias is not None)
@@ -61,3 +62,8 @@ def named_linear_backward(d_y: np.ndarray, cache: LinearCache, name: str) -> tup
 def _rows(x: np.ndarray) -> np.ndarray:
     """All axes but the last merged into one: (..., I) -> (N, I)."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _one_row_product(row: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """x W^T for one row (1, I), as when decoding a token: (O,). Reading the weight is the work, and fastest row by row."""
+    return np.vecdot(np.conj(row), weight)  # vecdot conjugates its first factor: here back again
