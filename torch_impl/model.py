@@ -71,6 +71,9 @@ class Transformer(Stack):
     The parameters are not initialised: give it the spec's, with `load_parameters`.
     """
 
+    residual_dtype: torch.dtype | None = None
+    """Inside autocast, the format of the residual stream; None leaves it that of the parameters."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -127,6 +130,8 @@ class Transformer(Stack):
             x = x + self.position_embedding.weight[start:stop]
         elif self.config.position == "sinusoidal":
             x = x + sinusoidal_table(start, stop, self.config.width, x.dtype, x.device)
+        if self.residual_dtype is not None and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.residual_dtype)
         return drop(x, self.config, generator)
 
     def attention_weights(

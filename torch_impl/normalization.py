@@ -15,6 +15,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
     torch's kernels for a CPU multiply and subtract afterwards: where the mean is far above the deviation, digits cancel.
     From rows that are centred already nothing is left to cancel.
     """
+    x = x.to(weight.dtype)  # see rms_norm
     if x.device.type == "cpu" and x.requires_grad:
         return _LayerNorm.apply(x, weight, bias, epsilon)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
@@ -43,7 +44,7 @@ class _LayerNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
     """weight * x / sqrt(mean(x^2) + epsilon). Shapes: x (..., D), weight (D,)."""
-    x = x.to(weight.dtype)  # with autocast queries and keys come in bfloat16, and torch has no kernel for both formats
+    x = x.to(weight.dtype)  # with autocast some come in bfloat16, and torch has no kernel for both formats
     if x.device.type == "cpu" and x.requires_grad:
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight, epsilon)

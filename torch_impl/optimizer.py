@@ -83,7 +83,8 @@ def import_state(model: Named, optimizer: torch.optim.Optimizer, step: int, firs
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for the matrices inside the blocks; see the spec. All other parameters are for `adamw`.
 
-    Matrices of one shape are orthogonalised together, as one batch of products, in `dtype`; None for their own.
+    Matrices of one shape are orthogonalised together, as one batch of products, in `dtype`; None for their own. `compiled`
+    is for a GPU, where small matrices take less time than starting the kernels for them.
     """
 
     def __init__(
@@ -93,9 +94,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__(parameters, {"lr": learning_rate, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
+        self._newton_schulz = torch.compile(newton_schulz, dynamic=False) if compiled else newton_schulz
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loss is not evaluated again
@@ -111,7 +114,8 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(momenta, gradients)
                 nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])
                 # Of a matrix that is held in parts every process orthogonalises the whole and keeps its own part.
-                together = newton_schulz(torch.stack([whole(matrix) for matrix in nesterov]), dtype=self._dtype).unbind()
+                stacked = torch.stack([whole(matrix) for matrix in nesterov])
+                together = self._newton_schulz(stacked, dtype=self._dtype).unbind()
                 updates = [divided(update, weight) for update, weight in zip(together, weights, strict=True)]
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))

@@ -264,6 +264,8 @@ class TorchBackend:
         self._options, self._processes = options, processes
         self._device = torch_device(options.device)
         _choose_products(options.tf32, self._device)
+        if options.cuda_graphs and self._device.type != "cuda":
+            raise ValueError(f"cuda_graphs: expected none on a device other than cuda, got them on {self._device.type}")
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
@@ -276,7 +278,9 @@ class TorchBackend:
         self._muon: Muon | None = None
         if options.optimizer == "muon":
             products = torch.bfloat16 if options.dtype == "bfloat16" else None
-            self._muon = Muon(hidden.values(), options.learning_rate, options.momentum, options.weight_decay, products)
+            compiled = options.compile and self._device.type == "cuda" and processes.count == 1
+            rates = options.learning_rate, options.momentum, options.weight_decay
+            self._muon = Muon(hidden.values(), *rates, products, compiled)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         from torch_impl.optimizer import clip_gradients

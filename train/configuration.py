@@ -126,6 +126,8 @@ class TrainConfig:
     """Share of a matrix that a step removes, per unit of learning rate; vectors are not decayed."""
     clip_norm: float = 1.0
     """Longest gradient over all parameters (norm, nats per token and unit of parameter); 0 for no limit."""
+    input_noise: float = 0.0
+    """language_model: share of the characters read in training that another one of the text replaces (fraction); see text.py."""
     label_smoothing: float = 0.0
     """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
     average: int = 0
@@ -159,9 +161,13 @@ class TrainConfig:
     threads: int = 0
     """CPU threads; 0 leaves the choice to the libraries."""
     compile: bool = False
-    """torch: compile the model before the first step, which takes a minute on a GPU and makes the others faster."""
+    """torch: compile the model before the first step, which takes half a minute on a GPU and makes the others faster."""
+    cuda_graphs: bool = False
+    """cuda, with compile: start the kernels of forward and backward pass together; for small models, batches of one shape."""
     tf32: bool = False
     """cuda: products of float32 numbers in TF32, which keeps 10 bits of the fraction."""
+    bfloat16_residual: bool = False
+    """with bfloat16: the residual stream in it too, which keeps 8 bits of each sum and moves half the bytes."""
     checkpoint_activations: bool = False
     """torch: keep only the input of each block for the backward pass and compute the rest again; less memory, more time."""
     parallel: Parallel = "ddp"
@@ -182,16 +188,23 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
         for name in ("learning_rate", "adamw_learning_rate", "epsilon"):
             _require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
-        for name in ("momentum", "beta1", "beta2", "label_smoothing"):
+        for name in ("momentum", "beta1", "beta2", "input_noise", "label_smoothing"):
             _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
         _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
         if self.average > 1:
             _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
         _require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
+        noisy = self.input_noise > 0
+        _require(not noisy or self.task == "language_model", "input_noise", "0 for this task", self.input_noise)
+        if self.cuda_graphs:  # what a replay leaves lies where the next one will write
+            _require(self.compile, "cuda_graphs", "none without compile", self.cuda_graphs)
+            _require(self.accumulate == 1, "accumulate", "1 with cuda_graphs", self.accumulate)
+        if self.bfloat16_residual:
+            _require(self.dtype in ("bfloat16", "auto"), "dtype", "bfloat16 with bfloat16_residual", self.dtype)
         if self.backend == "numpy":
             _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
             _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
-            for name in ("compile", "tf32", "checkpoint_activations"):
+            for name in ("compile", "cuda_graphs", "tf32", "bfloat16_residual", "checkpoint_activations"):
                 _require(not getattr(self, name), name, "none for the numpy backend", getattr(self, name))
 
 

@@ -1,6 +1,7 @@
 """`python -m train.gpu --out DIR`: what is to be shown on a GPU, from a bare checkout, in three parts.
 
-    parity        loss and every gradient of the twin on the device within the bounds of `twinformer check`
+    parity        loss and every gradient of the twin on the device within the bounds of `twinformer check`; compiled steps
+                  with CUDA graphs give the losses of eager ones, and draw new dropout masks each
     shakespeare   the preset shakespeare-gpu, once per seed: exact validation loss, seconds, memory, utilisation
     step          one training step of GPT-2's smallest model: tokens/s, memory, utilisation, for each way to run it
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +41,8 @@ from train.run_folder import environment, read_log
 
 PARTS = ("parity", "shakespeare", "step")
 SEEDS = (0, 1, 2, 3, 4)
-STEPS, UNCOUNTED = 20, 5  # timed steps, and those before: the first compiles, the others fill caches
+ROUNDS, STEPS, UNCOUNTED = 3, 10, 5  # timed rounds of steps, and those before: the first compiles, the others fill caches
+SAME = 1e-3  # relative difference of two losses, of which steps with Muon make a rounding error grow
 TINY: dict[str, Any] = {
     "layers": 2,
     "heads": 2,
@@ -56,11 +57,37 @@ TINY: dict[str, Any] = {
     "sample_length": 20,
     "compile": False,
     "tf32": False,
+    "cuda_graphs": False,
     "dtype": "float32",
 }
 PADDED_VOCABULARY = 50304  # GPT-2's 50257 and symbols that never occur, to a multiple of 128: products are faster
-BATCHES = (16, 32, 64)
-KERNELS = ("default", "cudnn")  # torch's choice of attention; cuDNN's
+
+
+class Variant(NamedTuple):
+    """One way to run the step of GPT-2's smallest model."""
+
+    batch: int
+    compiled: bool = True
+    cudnn: bool = False
+    """Attention by cuDNN's kernel instead of torch's choice."""
+    residual: bool = False
+    """The residual stream in bfloat16."""
+    graphs: bool = False
+
+    @property
+    def name(self) -> str:
+        return "-".join([str(self.batch), *(name for name, on in self._asdict().items() if on is True)])
+
+
+VARIANTS = (
+    Variant(16, compiled=False),
+    Variant(32),
+    Variant(32, cudnn=True),
+    Variant(32, cudnn=True, residual=True),
+    Variant(64, cudnn=True, residual=True),
+    Variant(64, cudnn=True, residual=True, graphs=True),
+)
+TINY_VARIANTS = (Variant(2, compiled=False), Variant(2, compiled=False, residual=True))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,12 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = "tiny" if options.tiny else "default"  # the rooms of shakespeare-gpu at a size that longdouble can take
         subject = CheckConfig(preset=name, against="twin", json=str(out / "parity.json"))
         status = check(replace(subject, device="cuda") if device == "cuda" else subject)
+        compiled = compiled_steps(options.tiny, device)
+        _write(out / "compiled.json", compiled)
+        if compiled["largest_difference"] > SAME or not compiled["new_masks"]:
+            status = 1
     if "shakespeare" in options.parts:
         for seed in options.seeds:
             _write(out / f"shakespeare-{seed}.json", shakespeare(options, seed))
     if "step" in options.parts:
-        for variant in variants(options.tiny, device):
-            _write(out / "step-{}-{}-{}.json".format(*variant), measured_step(options.tiny, *variant))
+        for variant in TINY_VARIANTS if options.tiny else VARIANTS:
+            if not options.variants or variant.name in options.variants:
+                _write(out / f"step-{variant.name}.json", measured_step(options.tiny, variant, device))
     summary = summarize(out)
     _write(out / "summary.json", summary)
     print(json.dumps(summary, indent=1))
@@ -91,6 +123,7 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     changes = tomllib.loads("\n".join(options.set))
     changes |= {"seed": seed, "output": str(folder), "overwrite": True, "corpus": _corpus(options)}
     base = flat_options(preset("shakespeare-gpu")) | (TINY if options.tiny else {})
+    torch._dynamo.reset()  # what an earlier run compiled is of no use to this one
     start = time.perf_counter()
     config = train_config(base | changes, "--set")
     outcome = train_and_report(config)
@@ -108,41 +141,63 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-def variants(tiny: bool, device: str) -> list[tuple[int, bool, str]]:
-    """Sequences per step, whether compiled, and which attention."""
-    if tiny:
-        return [(2, False, "default")]
-    kernels = KERNELS if device == "cuda" else KERNELS[:1]
-    return [(BATCHES[0], False, "default"), *((batch, True, kernel) for batch in BATCHES for kernel in kernels)]
+def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
+    """A few steps eager and as the preset runs them, compiled and with CUDA graphs, in float32 without dropout: the largest
+    relative difference of their losses. And whether two steps on one batch, with dropout, differ: their masks must be new."""
+    model = replace(train_config(flat_options(preset("tiny")), "tiny").model, vocabulary=11)
+    losses = []
+    ways = {} if tiny else {"compile": True, "cuda_graphs": device == "cuda"}
+    for changes in ({}, ways):
+        options = TrainConfig(optimizer="muon", learning_rate=1e-2, **changes)
+        losses.append(_losses(model, options, count=10))
+    changed = abs(1 - np.array(losses[1]) / np.array(losses[0]))
+    still = TrainConfig(learning_rate=1e-30, **ways)
+    dropping = _losses(replace(model, dropout=0.5), still, count=3)
+    return {"largest_difference": float(changed.max()), "new_masks": len(set(dropping)) == 3, "losses": losses}
 
 
-def measured_step(tiny: bool, batch: int, compiled: bool, kernel: str) -> dict[str, Any]:
+def _losses(model: ModelConfig, options: TrainConfig, count: int) -> list[float]:
+    """The training losses of so many steps on one batch."""
+    torch._dynamo.reset()
+    generator = np.random.default_rng(0)
+    twin = create_backend(model, initialize(model, generator), options, generator)
+    tokens = generator.integers(0, model.vocabulary, (8, model.context + 1))
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
+    return [float(twin.gradient_step(batches, options.learning_rate).loss) for _ in range(count)]
+
+
+def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     """Steps of GPT-2's smallest model on random tokens, timed together: nothing in a step waits for the device."""
+    torch._dynamo.reset()  # else the compiler takes the other batch for a sign that sizes vary, and makes slower code
+    batch = variant.batch
     model = replace(known_models()["gpt2"].config, vocabulary=PADDED_VOCABULARY)
     if tiny:
         model = ModelConfig(vocabulary=11, context=16, width=16, layers=2, heads=2)
-    bfloat16 = torch.cuda.is_available()
-    options = TrainConfig(batch=batch, compile=compiled, dtype="bfloat16" if bfloat16 else "float32")
+    ways = {"compile": variant.compiled, "cuda_graphs": variant.graphs, "bfloat16_residual": variant.residual}
+    options = TrainConfig(batch=batch, dtype="bfloat16", **ways)
     generator = np.random.default_rng(0)
-    found: dict[str, Any] = {"batch": batch, "compiled": compiled, "attention": kernel, "context": model.context}
+    found: dict[str, Any] = {**variant._asdict(), "context": model.context}
     found |= {"parameters": parameter_count(model), "environment": environment()}
     try:
         twin = create_backend(model, initialize(model, generator), options, generator)
         tokens = generator.integers(0, model.vocabulary, (batch, model.context + 1))
         batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
-        with _attention(kernel):
+        with _cudnn_attention() if variant.cudnn and device == "cuda" else nullcontext():
             for _ in range(UNCOUNTED):
                 loss = float(twin.gradient_step(batches, 1e-4).loss)
-            start = time.perf_counter()
-            for _ in range(STEPS):
-                step = twin.gradient_step(batches, 1e-4)
-            loss = float(step.loss)  # waits for the device
-            seconds = (time.perf_counter() - start) / STEPS
+            timed = []
+            for _ in range(ROUNDS):
+                start = time.perf_counter()
+                for _ in range(STEPS):
+                    step = twin.gradient_step(batches, 1e-4)
+                loss = float(step.loss)  # waits for the device
+                timed.append((time.perf_counter() - start) / STEPS)
+            seconds = statistics.median(timed)
     except (torch.OutOfMemoryError, RuntimeError) as error:  # too large for this device, or no such kernel on it
         return found | {"failed": str(error).splitlines()[0]}
     finally:
         memory = peak_memory()
-        if torch.cuda.is_available():
+        if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
     speed = batch * model.context / seconds
@@ -165,6 +220,9 @@ def summarize(out: Path) -> dict[str, Any]:
     if (out / "parity.json").exists():
         parity = json.loads((out / "parity.json").read_text(encoding="utf-8"))
         summary["parity"] = {name: parity[name] for name in ("within_bounds", "worst_error_over_bound")}
+    if (out / "compiled.json").exists():
+        compiled = json.loads((out / "compiled.json").read_text(encoding="utf-8"))
+        summary["compiled"] = {name: compiled[name] for name in ("largest_difference", "new_masks")}
     runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("shakespeare-*.json"))]
     if runs:
         losses = [run["exact_validation_loss"] for run in runs]
@@ -191,6 +249,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="one run of Shakespeare each")
     parser.add_argument("--corpus", default="tinyshakespeare", help="name or file of the text")
+    parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], default=[], help="which steps; else all")
     parser.add_argument("--set", nargs="+", default=[], metavar="'NAME = VALUE'", help="options of that run, as in TOML")
     parser.add_argument(
         "--tune", action="store_true", help="cut the validation split off, so that nothing is chosen by looking at it"
@@ -214,13 +273,12 @@ def _symbols(folder: Path) -> int:
     return int(json.loads((folder / "config.json").read_text(encoding="utf-8"))["text"]["symbols"])
 
 
-def _attention(kernel: str) -> AbstractContextManager[Any]:
-    """Inside, attention runs by this kernel."""
-    if kernel == "default":
-        return nullcontext()
+def _cudnn_attention() -> AbstractContextManager[Any]:
+    """Inside, attention runs by cuDNN's kernel."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    return sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+    context: AbstractContextManager[Any] = sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
+    return context
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -228,5 +286,4 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     sys.exit(main())

@@ -40,6 +40,7 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = options.checkpoint_activations
+    model.residual_dtype = torch.bfloat16 if options.bfloat16_residual else None
     if processes > 1 and options.parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard  # imported late: it takes a while
 
@@ -57,4 +58,4 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
         return training
     make_tables_constant()  # they are what is cached, and the warning is of no use
     warnings.filterwarnings("ignore", message=".*functools.lru_cache", category=UserWarning)
-    return torch.compile(training)
+    return torch.compile(training, mode="reduce-overhead" if options.cuda_graphs else None)

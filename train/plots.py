@@ -88,9 +88,9 @@ def loss_text(loss: float, digits: int = 4) -> str:
     return f"{loss:.{digits}f}" if loss >= 10 ** (1 - digits) or loss == 0 else f"{loss:.1e}"
 
 
-def training_has(dropout: float, label_smoothing: float) -> list[str]:
+def training_has(dropout: float, label_smoothing: float, input_noise: float = 0.0) -> list[str]:
     """What makes the training loss of a run higher than the validation loss of the same model."""
-    found = {"dropout": dropout, "label smoothing": label_smoothing}
+    found = {"dropout": dropout, "label smoothing": label_smoothing, "input noise": input_noise}
     return [f"{name} {rate:g}" for name, rate in found.items() if rate]
 
 

@@ -48,7 +48,7 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
     name = config.corpus if config.task == "language_model" else config.task.replace("_", " ")
     title = f"{name}: exact validation loss {loss_text(outcome.validation_loss)} nats per {unit}"
     folder = trainer.folder
-    has = training_has(config.model.dropout, config.label_smoothing)
+    has = training_has(config.model.dropout, config.label_smoothing, config.input_noise)
     plot_loss(run_folder.read_log(folder), folder / run_folder.LOSS, title, run_folder.references(folder), unit, has)
 
 

@@ -38,7 +38,18 @@ class LanguageModel:
         self.files: Mapping[str, bytes] = {}
 
     def training_batch(self, number: int, generator: np.random.Generator) -> Batch:
-        return random_batch(self.split.training, self._config.model.context, self._config.batch, generator)
+        batch = random_batch(self.split.training, self._config.model.context, self._config.batch, generator)
+        return self._noisy(batch, generator) if self._config.input_noise else batch
+
+    def _noisy(self, batch: Batch, generator: np.random.Generator) -> Batch:
+        """The batch with a share of the characters read replaced by ones drawn from the training text; the targets stay.
+
+        Unigram noising (Xie et al. 2017, Data Noising as Smoothing in Neural Network Language Models): on a small text that
+        is read many times, no window comes twice, and no prediction can lean on a single character."""
+        shape = batch.tokens.shape
+        hidden = generator.random(shape) < self._config.input_noise
+        drawn = self.split.training[generator.integers(0, len(self.split.training), shape)]
+        return batch._replace(tokens=np.where(hidden, drawn, batch.tokens))
 
     def validation_batches(self) -> Iterator[Batch]:
         return covering_batches(self.split.validation, self._config.model.context, self._config.evaluation_batch)
