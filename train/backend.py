@@ -264,8 +264,8 @@ class TorchBackend:
         self._options, self._processes = options, processes
         self._device = torch_device(options.device)
         _choose_products(options.tf32, self._device)
-        if options.cuda_graphs and self._device.type != "cuda":
-            raise ValueError(f"cuda_graphs: expected none on a device other than cuda, got them on {self._device.type}")
+        if options.cuda_graphs:
+            _take_graphs(self._device)
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
@@ -454,6 +454,20 @@ def _choose_products(tf32: bool, device: torch.device) -> None:
     if device.type == "cuda":
         # Not the newer fp32_precision: the compiler still asks for the older switch and fails where the two differ.
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
+def _take_graphs(device: torch.device) -> None:
+    """Raises: ValueError on a device without CUDA graphs, and for a second model with them: in a process that had trained
+    another, steps once repeated the dropout masks of earlier ones (torch 2.11, H200), in a new one they did not."""
+    global _graphs_taken
+    if device.type != "cuda":
+        raise ValueError(f"cuda_graphs: expected none on a device other than cuda, got them on {device.type}")
+    if _graphs_taken:
+        raise ValueError("cuda_graphs: expected one model per process, got a second")
+    _graphs_taken = True
+
+
+_graphs_taken = False
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

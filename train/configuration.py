@@ -127,7 +127,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     """Longest gradient over all parameters (norm, nats per token and unit of parameter); 0 for no limit."""
     input_noise: float = 0.0
-    """language_model: share of the characters read in training that another one of the text replaces (fraction); see text.py."""
+    """language_model: share of the characters read in training that others of the text replace (fraction)."""
     label_smoothing: float = 0.0
     """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
     average: int = 0
@@ -163,7 +163,7 @@ class TrainConfig:
     compile: bool = False
     """torch: compile the model before the first step, which takes half a minute on a GPU and makes the others faster."""
     cuda_graphs: bool = False
-    """cuda, with compile: start the kernels of forward and backward pass together; for small models, batches of one shape."""
+    """cuda, with compile: start the kernels of forward and backward pass together; for small models."""
     tf32: bool = False
     """cuda: products of float32 numbers in TF32, which keeps 10 bits of the fraction."""
     bfloat16_residual: bool = False

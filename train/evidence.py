@@ -17,7 +17,7 @@ from train.configuration import read_run_config
 LOGS = Path(__file__).parent / "logs"
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 README = Path(__file__).parent.parent / "README.md"
-RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-bfloat16", "nanogpt-cpu-numpy", "fast")
+RUNS = ("nanogpt-cpu-torch", "nanogpt-cpu-bfloat16", "nanogpt-cpu-numpy", "fast", "shakespeare-gpu")
 TASKS = ("copy", "reverse", "sort", "addition", "number-words")
 SAMPLE_LINES, TRANSLATION_LINES = 22, 6
 

@@ -1,13 +1,15 @@
-"""`python -m train.gpu --out DIR`: what is to be shown on a GPU, from a bare checkout, in three parts.
+"""`python -m train.gpu --out DIR`: what is to be shown on a GPU, from a bare checkout, in four parts.
 
-    parity        loss and every gradient of the twin on the device within the bounds of `twinformer check`; compiled steps
-                  with CUDA graphs give the losses of eager ones, and draw new dropout masks each
+    parity        loss and every gradient of the twin on the device within the bounds of `twinformer check`, and the same
+                  losses from compiled steps with CUDA graphs as from eager ones
+    masks         every step of a compiled model with CUDA graphs drops other units
     shakespeare   the preset shakespeare-gpu, once per seed: exact validation loss, seconds, memory, utilisation
     step          one training step of GPT-2's smallest model: tokens/s, memory, utilisation, for each way to run it
 
 It needs torch, numpy, matplotlib and safetensors and no network; the text is `tinyshakespeare` in the folder that
-TWINFORMER_CACHE names, or the file given by --corpus. Every result is written as soon as it is there, so that parts can
-run in several calls; the summary is of all that DIR holds. `--tiny` does the same at a size for a CPU.
+TWINFORMER_CACHE names, or the file given by --corpus. Every seed and every way has a process of its own, and its result is
+written as soon as it is there, so that parts can run in several calls; summary.json and GPU.md are of all that DIR holds.
+`--tiny` does the same at a size for a CPU, `--report` only writes those two.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 import tomllib
@@ -35,11 +38,12 @@ from train.checkpoint import write_atomically
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
 from train.data import Batch
 from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_token
+from train.gpu_report import report, summarize
 from train.models import known_models
 from train.report import train_and_report, utilisation
 from train.run_folder import environment, read_log
 
-PARTS = ("parity", "shakespeare", "step")
+PARTS = ("parity", "masks", "shakespeare", "step")
 SEEDS = (0, 1, 2, 3, 4)
 ROUNDS, STEPS, UNCOUNTED = 3, 10, 5  # timed rounds of steps, and those before: the first compiles, the others fill caches
 SAME = 1e-3  # relative difference of two losses, of which steps with Muon make a rounding error grow
@@ -56,8 +60,8 @@ TINY: dict[str, Any] = {
     "log_every": 1,
     "sample_length": 20,
     "compile": False,
-    "tf32": False,
     "cuda_graphs": False,
+    "tf32": False,
     "dtype": "float32",
 }
 PADDED_VOCABULARY = 50304  # GPT-2's 50257 and symbols that never occur, to a multiple of 128: products are faster
@@ -87,34 +91,87 @@ VARIANTS = (
     Variant(64, cudnn=True, residual=True),
     Variant(64, cudnn=True, residual=True, graphs=True),
 )
-TINY_VARIANTS = (Variant(2, compiled=False), Variant(2, compiled=False, residual=True))
+TINY_VARIANT = Variant(2, compiled=False, residual=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the parts that are asked for; 0 unless the check of parity found a tensor out of bounds."""
+    """Runs the parts that are asked for; 0 if all went well and agreed."""
     options = _options(arguments)
-    out, device = Path(options.out), torch_device("auto").type
+    out, status = Path(options.out), 0
     out.mkdir(parents=True, exist_ok=True)
-    status = 0
-    if "parity" in options.parts:
-        name = "tiny" if options.tiny else "default"  # the rooms of shakespeare-gpu at a size that longdouble can take
-        subject = CheckConfig(preset=name, against="twin", json=str(out / "parity.json"))
-        status = check(replace(subject, device="cuda") if device == "cuda" else subject)
-        compiled = compiled_steps(options.tiny, device)
-        _write(out / "compiled.json", compiled)
-        if compiled["largest_difference"] > SAME or not compiled["new_masks"]:
-            status = 1
-    if "shakespeare" in options.parts:
-        for seed in options.seeds:
-            _write(out / f"shakespeare-{seed}.json", shakespeare(options, seed))
-    if "step" in options.parts:
-        for variant in TINY_VARIANTS if options.tiny else VARIANTS:
-            if not options.variants or variant.name in options.variants:
-                _write(out / f"step-{variant.name}.json", measured_step(options.tiny, variant, device))
+    work = [] if options.report else _work(options)
+    if len(work) == 1:
+        status = _done(options, *work[0])
+    for part, which in work if len(work) > 1 else []:
+        selected = ["--parts", part, *({"shakespeare": ["--seeds", which], "step": ["--variants", which]}.get(part, []))]
+        same = ["--out", str(out), "--corpus", options.corpus]
+        same += [flag for flag, on in (("--tiny", options.tiny), ("--tune", options.tune)) if on]
+        same += ["--set", *options.set] if options.set else []
+        status |= subprocess.run([sys.executable, "-m", "train.gpu", *same, *selected], check=False).returncode
     summary = summarize(out)
     _write(out / "summary.json", summary)
-    print(json.dumps(summary, indent=1))
-    return status
+    write_atomically(out / "GPU.md", report(out, summary).encode())
+    if len(work) != 1:
+        print(json.dumps(summary, indent=1))
+    return int(status != 0)
+
+
+def _work(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Pairs of a part and which of it."""
+    ways = options.variants or [variant.name for variant in ((TINY_VARIANT,) if options.tiny else VARIANTS)]
+    each = {"shakespeare": [str(seed) for seed in options.seeds], "step": ways}
+    return [(part, which) for part in options.parts for which in each.get(part, [""])]
+
+
+def _done(options: argparse.Namespace, part: str, which: str) -> int:
+    """Does one piece of work; 0 if it went well."""
+    out, device = Path(options.out), torch_device("auto").type
+    match part:
+        case "parity":
+            name = "tiny" if options.tiny else "default"  # shakespeare-gpu's rooms at a size that longdouble can take
+            subject = CheckConfig(preset=name, against="twin", json=str(out / "parity.json"))
+            status = check(replace(subject, device="cuda") if device == "cuda" else subject)
+            compiled = compiled_steps(options.tiny, device)
+            _write(out / "compiled.json", compiled)
+            return int(status != 0 or compiled["largest_difference"] > SAME)
+        case "masks":
+            masks = new_masks(options.tiny, device)
+            _write(out / "masks.json", masks)
+            return int(not masks["new_masks"])
+        case "shakespeare":
+            _write(out / f"shakespeare-{which}.json", shakespeare(options, int(which)))
+            return 0
+    variant = next(variant for variant in (*VARIANTS, TINY_VARIANT) if variant.name == which)
+    _write(out / f"step-{which}.json", measured_step(options.tiny, variant, device))
+    return 0
+
+
+def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
+    """The largest relative difference of the losses of a few steps, eager and compiled with CUDA graphs, in float32."""
+    ways = _ways(tiny, device)
+    losses = [_losses(TrainConfig(optimizer="muon", learning_rate=1e-2, **changes), 0.0, 10) for changes in ({}, ways)]
+    difference = abs(1 - np.array(losses[1]) / np.array(losses[0]))
+    return {"largest_difference": float(difference.max()), "losses": losses}
+
+
+def new_masks(tiny: bool, device: str) -> dict[str, Any]:
+    """Whether steps that change nothing, on one batch, have different losses: then each drops other units."""
+    losses = _losses(TrainConfig(learning_rate=1e-30, **_ways(tiny, device)), 0.5, 8)
+    return {"new_masks": len(set(losses)) == len(losses), "losses": losses}
+
+
+def _ways(tiny: bool, device: str) -> dict[str, Any]:
+    return {} if tiny else {"compile": True, "cuda_graphs": device == "cuda"}
+
+
+def _losses(options: TrainConfig, dropout: float, count: int) -> list[float]:
+    """The training losses of so many steps of a small model on one batch."""
+    model = replace(train_config(flat_options(preset("tiny")), "tiny").model, vocabulary=11, dropout=dropout)
+    generator = np.random.default_rng(0)
+    twin = create_backend(model, initialize(model, generator), options, generator)
+    tokens = generator.integers(0, model.vocabulary, (8, model.context + 1))
+    batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
+    return [float(twin.gradient_step(batches, options.learning_rate).loss) for _ in range(count)]
 
 
 def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -123,7 +180,6 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     changes = tomllib.loads("\n".join(options.set))
     changes |= {"seed": seed, "output": str(folder), "overwrite": True, "corpus": _corpus(options)}
     base = flat_options(preset("shakespeare-gpu")) | (TINY if options.tiny else {})
-    torch._dynamo.reset()  # what an earlier run compiled is of no use to this one
     start = time.perf_counter()
     config = train_config(base | changes, "--set")
     outcome = train_and_report(config)
@@ -141,39 +197,17 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
 
 
-def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
-    """A few steps eager and as the preset runs them, compiled and with CUDA graphs, in float32 without dropout: the largest
-    relative difference of their losses. And whether two steps on one batch, with dropout, differ: their masks must be new."""
-    model = replace(train_config(flat_options(preset("tiny")), "tiny").model, vocabulary=11)
-    losses = []
-    ways = {} if tiny else {"compile": True, "cuda_graphs": device == "cuda"}
-    for changes in ({}, ways):
-        options = TrainConfig(optimizer="muon", learning_rate=1e-2, **changes)
-        losses.append(_losses(model, options, count=10))
-    changed = abs(1 - np.array(losses[1]) / np.array(losses[0]))
-    still = TrainConfig(learning_rate=1e-30, **ways)
-    dropping = _losses(replace(model, dropout=0.5), still, count=3)
-    return {"largest_difference": float(changed.max()), "new_masks": len(set(dropping)) == 3, "losses": losses}
-
-
-def _losses(model: ModelConfig, options: TrainConfig, count: int) -> list[float]:
-    """The training losses of so many steps on one batch."""
-    torch._dynamo.reset()
-    generator = np.random.default_rng(0)
-    twin = create_backend(model, initialize(model, generator), options, generator)
-    tokens = generator.integers(0, model.vocabulary, (8, model.context + 1))
-    batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
-    return [float(twin.gradient_step(batches, options.learning_rate).loss) for _ in range(count)]
-
-
 def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     """Steps of GPT-2's smallest model on random tokens, timed together: nothing in a step waits for the device."""
-    torch._dynamo.reset()  # else the compiler takes the other batch for a sign that sizes vary, and makes slower code
     batch = variant.batch
     model = replace(known_models()["gpt2"].config, vocabulary=PADDED_VOCABULARY)
     if tiny:
         model = ModelConfig(vocabulary=11, context=16, width=16, layers=2, heads=2)
-    ways = {"compile": variant.compiled, "cuda_graphs": variant.graphs, "bfloat16_residual": variant.residual}
+    ways: dict[str, Any] = {
+        "compile": variant.compiled,
+        "cuda_graphs": variant.graphs,
+        "bfloat16_residual": variant.residual,
+    }
     options = TrainConfig(batch=batch, dtype="bfloat16", **ways)
     generator = np.random.default_rng(0)
     found: dict[str, Any] = {**variant._asdict(), "context": model.context}
@@ -195,11 +229,6 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
             seconds = statistics.median(timed)
     except (torch.OutOfMemoryError, RuntimeError) as error:  # too large for this device, or no such kernel on it
         return found | {"failed": str(error).splitlines()[0]}
-    finally:
-        memory = peak_memory()
-        if device == "cuda":
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
     speed = batch * model.context / seconds
     peak = peak_flops(gpu_name() or "", options.dtype)
     flops = speed * training_flops_per_token(model, model.context)
@@ -210,36 +239,8 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
         "tokens_per_second": speed,
         "flops_per_second": flops,
         "utilisation": None if peak is None else flops / peak,
-        "peak_memory_bytes": memory,
+        "peak_memory_bytes": peak_memory(),
     }
-
-
-def summarize(out: Path) -> dict[str, Any]:
-    """The figures of all results in the folder: parity, mean and spread over the seeds, the fastest step."""
-    summary: dict[str, Any] = {}
-    if (out / "parity.json").exists():
-        parity = json.loads((out / "parity.json").read_text(encoding="utf-8"))
-        summary["parity"] = {name: parity[name] for name in ("within_bounds", "worst_error_over_bound")}
-    if (out / "compiled.json").exists():
-        compiled = json.loads((out / "compiled.json").read_text(encoding="utf-8"))
-        summary["compiled"] = {name: compiled[name] for name in ("largest_difference", "new_masks")}
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("shakespeare-*.json"))]
-    if runs:
-        losses = [run["exact_validation_loss"] for run in runs]
-        summary["shakespeare"] = {
-            "seeds": [run["seed"] for run in runs],
-            "exact_validation_losses": losses,
-            "mean": statistics.mean(losses),
-            "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
-            "longest_training_seconds": max(run["training_seconds"] for run in runs),
-            "longest_seconds": max(run["seconds"] for run in runs),
-        }
-    steps = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("step-*.json"))]
-    done = [step for step in steps if "failed" not in step]
-    if steps:
-        summary["step"] = {"fastest": max(done, key=lambda s: s["tokens_per_second"], default=None)}
-        summary["step"]["failed"] = [step for step in steps if "failed" in step]
-    return summary
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -249,7 +250,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to do")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS, help="one run of Shakespeare each")
     parser.add_argument("--corpus", default="tinyshakespeare", help="name or file of the text")
-    parser.add_argument("--variants", nargs="+", choices=[v.name for v in VARIANTS], default=[], help="which steps; else all")
+    parser.add_argument("--report", action="store_true", help="compute nothing; write summary.json and GPU.md anew")
+    names = [variant.name for variant in (*VARIANTS, TINY_VARIANT)]
+    parser.add_argument("--variants", nargs="+", choices=names, default=[], help="which steps; else all")
     parser.add_argument("--set", nargs="+", default=[], metavar="'NAME = VALUE'", help="options of that run, as in TOML")
     parser.add_argument(
         "--tune", action="store_true", help="cut the validation split off, so that nothing is chosen by looking at it"

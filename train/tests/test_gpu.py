@@ -9,34 +9,66 @@ import pytest
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_count
+from train.evidence import BENCHMARKS
 from train.flops import PEAKS, peak_flops, training_flops_per_token
+from train.gpu_report import report, summarize
 from train.models import known_models
 from train.tests.runs import write_text
 
-BARE = "import sys, runpy\nfor name in ('tyro', 'tqdm', 'hypothesis', 'pytest', 'sacrebleu', 'tokenizers'):\n    "
-BARE += "sys.modules[name] = None\nrunpy.run_module('train.gpu', run_name='__main__')"
+MISSING = ("tyro", "tqdm", "hypothesis", "pytest", "sacrebleu", "tokenizers")
+BARE = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in MISSING)
+
+
+def run_script(folder, *arguments):
+    """python -m train.gpu in `folder` without the packages that such a machine lacks, in the processes it starts too."""
+    (folder / "sitecustomize.py").write_text(BARE)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join((str(folder), os.getcwd())),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    command = [sys.executable, "-m", "train.gpu", "--out", "out", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     text = write_text(tmp_path / "text.txt")
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    arguments = ["--out", "out", "--tiny", "--tune", "--seeds", "3", "4", "--corpus", text.name, "--set", "dropout = 0.1"]
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    done = run_script(
+        tmp_path, "--tiny", "--tune", "--seeds", "3", "4", "--corpus", text.name, "--set", "dropout = 0.1", "batch = 3"
     )
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["parity"]["within_bounds"] is True
+    assert summary["new_masks"] is True
+    assert summary["compiled"] == 0  # at this size both are eager
     assert summary["shakespeare"]["seeds"] == [3, 4]
     assert len(set(summary["shakespeare"]["exact_validation_losses"])) == 2
-    assert summary["step"]["failed"] == []
-    assert summary["step"]["fastest"]["tokens_per_second"] > 0
+    assert [step["residual"] for step in summary["step"]] == [True]
+    assert summary["step"][0]["tokens_per_second"] > 0
     run = json.loads((tmp_path / "out" / "shakespeare-3.json").read_text())
-    assert run["changes"]["dropout"] == 0.1
+    assert (run["changes"]["dropout"], run["changes"]["batch"]) == (0.1, 3)
     config = json.loads((tmp_path / "out" / "shakespeare-3" / "config.json").read_text())
     characters = len(text.read_text())
     assert config["text"]["characters"] == round(characters * 0.9, 6) // 1  # --tune: the validation split is out of reach
     assert (tmp_path / "out" / "shakespeare-4" / "loss.png").exists()
+    table = (tmp_path / "out" / "GPU.md").read_text()
+    assert f"| 4 | {summary['shakespeare']['exact_validation_losses'][1]:.4f} |" in table
+    assert "is not reached on this device" in table
+    failed = run_script(tmp_path, "--tiny", "--parts", "masks", "shakespeare", "--seeds", "3", "--set", "batch = 0")
+    assert failed.returncode == 1  # and the parts that did well are kept
+    assert json.loads((tmp_path / "out" / "masks.json").read_text())["new_masks"] is True
+
+
+def test_the_report_says_what_is_reached_and_what_failed(tmp_path):
+    out = BENCHMARKS / "gpu"
+    summary = summarize(out)
+    assert json.loads((out / "summary.json").read_text()) == summary
+    assert (out / "GPU.md").read_text() == report(out, summary)
+    failed = {"batch": 99, "failed": "out of memory"}
+    found = report(out, {"step": [failed, summary["step"][0] | {"utilisation": 0.6}], "new_masks": False})
+    assert "99 sequences failed: out of memory" in found
+    assert "The goal, 55.0 %, is reached." in found
+    assert "REPEAT" in found
 
 
 def test_flops_per_token():

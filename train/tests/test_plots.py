@@ -96,6 +96,7 @@ def test_a_small_loss_keeps_two_digits(loss, text):
 
 def test_a_training_loss_says_what_the_validation_loss_has_not(tmp_path, figures):
     assert plots.training_has(0.0, 0.0) == []
+    assert plots.training_has(0.3, 0.0, 0.1) == ["dropout 0.3", "input noise 0.1"]
     plot_loss([{"step": 1, "train_loss": 2.0}], tmp_path / "loss.png", "", training_has=plots.training_has(0.3, 0.1))
     legend = figures[0].axes[0].get_legend()
     assert legend is not None

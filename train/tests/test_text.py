@@ -39,6 +39,26 @@ def test_devlins_shares_are_hidden_replaced_and_kept(masked):
     assert set(replaced) == set(range(len(masked.vocabulary))) - {mask}
 
 
+def test_noise_replaces_characters_that_are_read_by_others_of_the_text(tmp_path):
+    """The share and the others' frequencies within five standard deviations; the targets are those without noise."""
+    tasks = [LanguageModel(options(tmp_path / "run", batch=400, input_noise=share)) for share in (0.0, 0.2)]
+    plain, noisy = (task.training_batch(0, np.random.default_rng(3)) for task in tasks)
+    assert (noisy.targets == plain.targets).all()
+    assert (plain.tokens[:, 1:] == plain.targets[:, :-1]).all()
+    training, count = tasks[0].split.training, plain.tokens.size
+    frequency = np.bincount(training) / len(training)
+    shown = np.array([(frequency[token] - frequency[token] ** 2) for token in range(len(frequency))])
+    changed = noisy.tokens != plain.tokens
+    expected = 0.2 * (1 - frequency[plain.tokens]).mean()  # the one that is drawn can be the same
+    assert abs(changed.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
+    found = np.bincount(noisy.tokens.ravel(), minlength=len(frequency)) / count
+    kept = np.bincount(plain.tokens.ravel(), minlength=len(frequency)) / count
+    assert (np.abs(found - 0.8 * kept - 0.2 * frequency) < 5 * np.sqrt((0.2 * shown + 0.16) / count)).all()
+    again = tasks[1].training_batch(0, np.random.default_rng(3))
+    assert (again.tokens == noisy.tokens).all()
+    assert all((a.tokens == b.tokens).all() for a, b in zip(*(task.validation_batches() for task in tasks), strict=True))
+
+
 def test_validation_is_fixed_and_covers_the_text_once(tmp_path):
     tasks = [
         MaskedLanguageModel(options(tmp_path / "run", task="masked_language_model", **changes))

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from torch_impl.block import Block
 from torch_impl.optimizer import newton_schulz
 from train import schedule
+from train.backend import _take_graphs
 from train.checkpoint import load_model
 from train.configuration import Optimizer, Schedule, read_run_config
 from train.data import Batch, covering_batches, random_batch
@@ -275,6 +277,25 @@ def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
     assert (np.abs(losses(run(config)) - losses(tmp_path / "reference")) <= bound).all()
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_residual_stream_in_bfloat16(tmp_path, monkeypatch, norm):
+    formats = set()
+
+    def seen(self, *arguments, **named):
+        formats.add(arguments[0].dtype)
+        return forward(self, *arguments, **named)
+
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", seen)
+    config = options(tmp_path / "run", dtype="bfloat16", bfloat16_residual=True, steps=60, dropout=0.0, norm=norm)
+    folder = run(config)
+    assert formats == {torch.bfloat16}
+    wide = losses(run(replace(config, bfloat16_residual=False, output=str(tmp_path / "wide"))))
+    assert formats == {torch.bfloat16, torch.float32}
+    assert losses(folder)[-10:].mean() < losses(folder)[:10].mean() - 0.3
+    assert 0 < np.abs(losses(folder)[:5] / wide[:5] - 1).max() < 5 * 2.0**-8  # relative spacing of bfloat16
+
+
 @pytest.mark.parametrize("name", ["compile", "tf32", "checkpoint_activations"])
 def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name}: expected none for the numpy backend"):
@@ -282,6 +303,15 @@ def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
     if name == "tf32":
         with pytest.raises(ValueError, match="tf32: expected none on a device other than cuda"):
             prepare(options(tmp_path / "run", tf32=True))
+
+
+def test_cuda_graphs_are_for_one_model_on_a_gpu(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="cuda_graphs: expected none on a device other than cuda, got them on cpu"):
+        prepare(options(tmp_path / "run", cuda_graphs=True, compile=True, accumulate=1))
+    monkeypatch.setattr("train.backend._graphs_taken", False)
+    _take_graphs(torch.device("cuda"))
+    with pytest.raises(ValueError, match="cuda_graphs: expected one model per process, got a second"):
+        _take_graphs(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("backend", "there"), [("torch", True), ("torch", False), ("numpy", True)])

@@ -1,0 +1,114 @@
+"""What `python -m train.gpu` has found, beside the goals: summary.json and GPU.md."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+GOAL_LOSS, GOAL_SECONDS, GOAL_UTILISATION = 1.43, 90, 0.55  # of the mean seed, of each seed's training, of the step
+WAYS = {"compiled": "compiled", "cudnn": "cuDNN's attention", "residual": "bfloat16 residual", "graphs": "CUDA graphs"}
+
+
+def summarize(out: Path) -> dict[str, Any]:
+    """The figures of all results in the folder: parity, mean and spread over the seeds, the fastest step."""
+    summary: dict[str, Any] = {}
+    if (out / "parity.json").exists():
+        parity = json.loads((out / "parity.json").read_text(encoding="utf-8"))
+        summary["parity"] = {name: parity[name] for name in ("within_bounds", "worst_error_over_bound")}
+    if (out / "compiled.json").exists():
+        summary["compiled"] = json.loads((out / "compiled.json").read_text(encoding="utf-8"))["largest_difference"]
+    if (out / "masks.json").exists():
+        summary["new_masks"] = json.loads((out / "masks.json").read_text(encoding="utf-8"))["new_masks"]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("shakespeare-*.json"))]
+    if runs:
+        losses = [run["exact_validation_loss"] for run in runs]
+        summary["shakespeare"] = {
+            "seeds": [run["seed"] for run in runs],
+            "exact_validation_losses": losses,
+            "mean": statistics.mean(losses),
+            "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
+            "longest_training_seconds": max(run["training_seconds"] for run in runs),
+            "longest_seconds": max(run["seconds"] for run in runs),
+        }
+    steps = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("step-*.json"))]
+    if steps:
+        summary["step"] = [step | {"environment": None} for step in steps]
+    return summary
+
+
+def report(out: Path, summary: dict[str, Any]) -> str:
+    """GPU.md: the figures as tables, beside the goals."""
+    lines = ["# On a GPU", "", "Written by `python -m train.gpu --out DIR`; not to be edited.", ""]
+    if "parity" in summary:
+        worst = summary["parity"]["worst_error_over_bound"]
+        word = "within" if summary["parity"]["within_bounds"] else "NOT within"
+        lines += [
+            f"Loss and gradients of the twin in float64 are {word} their bounds; the worst error is {worst:.3f} of its own."
+        ]
+    if "compiled" in summary:
+        lines += [f"Ten compiled steps against ten eager ones: losses differ by at most {summary['compiled']:.1e} of them."]
+    if "new_masks" in summary:
+        lines += [f"Steps with CUDA graphs {'drop other units each' if summary['new_masks'] else 'REPEAT what they drop'}."]
+    if "shakespeare" in summary:
+        lines += ["", *_shakespeare_lines(out, summary["shakespeare"])]
+    if "step" in summary:
+        lines += ["", *_step_lines(summary["step"])]
+    return "\n".join(lines) + "\n"
+
+
+def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
+    runs = [json.loads((out / f"shakespeare-{seed}.json").read_text(encoding="utf-8")) for seed in found["seeds"]]
+    first, spread = runs[0], found["deviation"]
+    where, changes = first["environment"]["gpu"] or "a CPU", "; ".join(f"{n} = {v}" for n, v in first["changes"].items())
+    mean = f"{found['mean']:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+    reached = found["mean"] <= GOAL_LOSS and found["longest_training_seconds"] <= GOAL_SECONDS
+    return [
+        "## tinyshakespeare",
+        "",
+        f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, torch {first['environment']['torch']}"
+        + (f"; with {changes}." if changes else "."),
+        "Exact loss over the validation split, nats per character. Training seconds are of all steps, compilation included;",
+        "the seconds of all are with evaluation, figures and sample.",
+        "",
+        "| seed | loss | training, s | all, s | utilisation |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {run['seed']} | {run['exact_validation_loss']:.4f} | {run['training_seconds']:.1f} | {run['seconds']:.1f} | "
+            f"{_percent(run['utilisation'])} |"
+            for run in runs
+        ),
+        "",
+        f"Mean {mean}. The goal, on an H100 a mean of at most {GOAL_LOSS} in at most {GOAL_SECONDS} s each, is "
+        f"{'' if reached else 'not '}reached on this device.",
+    ]
+
+
+def _step_lines(steps: list[dict[str, Any]]) -> list[str]:
+    done = [step for step in steps if "failed" not in step]
+    lines = [
+        "## The step of GPT-2's smallest model",
+        "",
+        "Random tokens, AdamW, bfloat16 with float32 parameters; FLOPs and what the device can do at most: train/flops.py.",
+        "",
+        "| sequences | way | ms | tokens/s | utilisation | memory, GB |",
+        "| ---: | --- | ---: | ---: | ---: | ---: |",
+    ]
+    for step in done:
+        way = ", ".join(word for name, word in WAYS.items() if step[name]) or "eager"
+        memory = "-" if step["peak_memory_bytes"] is None else f"{step['peak_memory_bytes'] / 1e9:.1f}"
+        lines.append(
+            f"| {step['batch']} | {way} | {step['milliseconds']:.1f} | {step['tokens_per_second']:,.0f} | "
+            f"{_percent(step['utilisation'])} | {memory} |"
+        )
+    lines += [f"\n{step['batch']} sequences failed: {step['failed']}" for step in steps if "failed" in step]
+    shares = [step["utilisation"] for step in done if step["utilisation"] is not None]
+    if shares:
+        word = "" if max(shares) >= GOAL_UTILISATION else "not "
+        lines += ["", f"The goal, {_percent(GOAL_UTILISATION)}, is {word}reached."]
+    return lines
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
