@@ -56,6 +56,7 @@ REPORTS = (
     Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md",)),
     Report("benchmarks.html", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
     Report("benchmarks-zen5.html", "Benchmarks: Zen 5", ("train/benchmarks/zen5/BENCHMARKS.md",)),
+    Report("benchmarks-gpu.html", "Benchmarks: GPU", ("train/benchmarks/gpu/GPU.md",)),
     Report("leaderboard.html", "Leaderboard", ("train/benchmarks/LEADERBOARD.md",)),
 )
 

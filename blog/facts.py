@@ -18,6 +18,7 @@ from blog import source
 from reference_numpy.softmax import softmax_backward, softmax_forward
 from train import run_folder
 from train.checkpoint import load_model
+from train.configuration import read_run_config
 from train.evidence import BENCHMARKS, LOGS, TASKS, run_figures
 from train.looking import look, pair_reading
 from train.trained import load_twin
@@ -79,6 +80,7 @@ def facts() -> dict[str, Fact]:
         _tasks,
         _translation,
         _benchmarks,
+        _gpu,
         _reverse,
         _complexity,
         _bounds,
@@ -187,6 +189,24 @@ def _benchmarks() -> Iterator[tuple[str, Fact]]:
                 if contender in steps:
                     ratio = f"{steps[contender] / steps['nanoGPT']:.2f}"
                     yield f"{machine}.{shape}.{name}", Fact(ratio, where, "twinformer bench")
+
+
+def _gpu() -> Iterator[tuple[str, Fact]]:
+    """The preset shakespeare-gpu: its model, and what its seeds reached, in what time, on what."""
+    runs, summary = sorted((BENCHMARKS / "gpu").glob("shakespeare-*.json")), BENCHMARKS / "gpu" / "summary.json"
+    if not runs or not summary.exists():
+        return
+    first, found = (json.loads(file.read_text(encoding="utf-8")) for file in (runs[0], summary))
+    texts = {
+        "device": first["environment"]["gpu"],
+        "millions": f"{first['parameters'] / 1e6:.1f}",
+        "percent": f"{100 * read_run_config(LOGS / 'shakespeare-gpu').input_noise:g}",
+        "seeds": str(len(runs)),
+        "mean": f"{found['shakespeare']['mean']:.3f}",
+        "seconds": f"{found['shakespeare']['longest_training_seconds']:.0f}",
+    }
+    for name, text in texts.items():
+        yield f"gpu.{name}", Fact(text, summary.relative_to(ROOT).as_posix(), "python -m train.gpu")
 
 
 BENCHED = {"spec": "spec", "twin": "twin", "bfloat16": "twin, bfloat16, compiled"}

@@ -132,7 +132,7 @@ def _loss(folder: Path, path: Path) -> None:
     unit = next(key.removeprefix("bits_per_") for key in exact if key.startswith("bits_per_"))
     name = options["corpus"] if options["task"] == "language_model" else options["task"].replace("_", " ")
     title = f"{name}: exact validation loss {loss_text(exact['validation_loss'])} nats per {unit}"
-    has = training_has(options["dropout"], options["label_smoothing"])
+    has = training_has(options["dropout"], options["label_smoothing"], options.get("input_noise", 0.0))
     plot_loss(records, path, title, run_folder.references(folder), unit, has)
 
 
