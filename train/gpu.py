@@ -24,6 +24,7 @@ import tomllib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,6 +186,7 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     outcome = train_and_report(config)
     return {
         "seed": seed,
+        "date": _now(),
         "exact_validation_loss": outcome.validation_loss,
         "training_seconds": outcome.training_seconds,  # of all steps, the compilation in the first one too
         "evaluation_seconds": outcome.evaluation_seconds,
@@ -210,7 +212,7 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     }
     options = TrainConfig(batch=batch, dtype="bfloat16", **ways)
     generator = np.random.default_rng(0)
-    found: dict[str, Any] = {**variant._asdict(), "context": model.context}
+    found: dict[str, Any] = {**variant._asdict(), "date": _now(), "context": model.context}
     found |= {"parameters": parameter_count(model), "environment": environment()}
     try:
         twin = create_backend(model, initialize(model, generator), options, generator)
@@ -286,6 +288,10 @@ def _cudnn_attention() -> AbstractContextManager[Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _now() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 if __name__ == "__main__":

@@ -62,13 +62,17 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
     runs = [json.loads((out / f"shakespeare-{seed}.json").read_text(encoding="utf-8")) for seed in found["seeds"]]
     first, spread = runs[0], found["deviation"]
     where, changes = first["environment"]["gpu"] or "a CPU", "; ".join(f"{n} = {v}" for n, v in first["changes"].items())
+    remarks: dict[str, list[str]] = {}  # written by hand, if at all
+    for run in runs:
+        if "remark" in run:
+            remarks.setdefault(run["remark"], []).append(str(run["seed"]))
     mean = f"{found['mean']:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
     reached = found["mean"] <= GOAL_LOSS and found["longest_training_seconds"] <= GOAL_SECONDS
     return [
         "## tinyshakespeare",
         "",
-        f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, torch {first['environment']['torch']}"
-        + (f"; with {changes}." if changes else "."),
+        f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, {first['date']}, "
+        f"torch {first['environment']['torch']}" + (f"; with {changes}." if changes else "."),
         "Exact loss over the validation split, nats per character. Training seconds are of all steps, compilation included;",
         "the seconds of all are with evaluation, figures and sample.",
         "",
@@ -80,6 +84,7 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
             for run in runs
         ),
         "",
+        *(f"Seeds {', '.join(seeds)}: {remark}.\n" for remark, seeds in remarks.items()),
         f"Mean {mean}. The goal, on an H100 a mean of at most {GOAL_LOSS} in at most {GOAL_SECONDS} s each, is "
         f"{'' if reached else 'not '}reached on this device.",
     ]
@@ -90,7 +95,8 @@ def _step_lines(steps: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## The step of GPT-2's smallest model",
         "",
-        "Random tokens, AdamW, bfloat16 with float32 parameters; FLOPs and what the device can do at most: train/flops.py.",
+        f"On {steps[0].get('gpu') or 'a CPU'}, {steps[0]['date']}: random tokens, AdamW, bfloat16 with float32 parameters.",
+        "FLOPs and what the device can do at most: train/flops.py.",
         "",
         "| sequences | way | ms | tokens/s | utilisation | memory, GB |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",

@@ -64,7 +64,7 @@ def test_the_report_says_what_is_reached_and_what_failed(tmp_path):
     summary = summarize(out)
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (out / "GPU.md").read_text() == report(out, summary)
-    failed = {"batch": 99, "failed": "out of memory"}
+    failed = {"batch": 99, "date": "today", "failed": "out of memory"}
     found = report(out, {"step": [failed, summary["step"][0] | {"utilisation": 0.6}], "new_masks": False})
     assert "99 sequences failed: out of memory" in found
     assert "The goal, 55.0 %, is reached." in found
