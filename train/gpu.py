@@ -62,9 +62,9 @@ TINY: dict[str, Any] = {
     "sample_length": 20,
     "compile": False,
     "cuda_graphs": False,
-    "tf32": False,
     "dtype": "float32",
 }
+OF_A_RUN = ("seed", "output", "overwrite")
 PADDED_VOCABULARY = 50304  # GPT-2's 50257 and symbols that never occur, to a multiple of 128: products are faster
 
 
@@ -194,7 +194,7 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "parameters": parameter_count(replace(config.model, vocabulary=_symbols(folder))),
         "utilisation": utilisation(config, read_log(folder)),
         "peak_memory_bytes": peak_memory(),
-        "changes": {name: value for name, value in changes.items() if name not in ("output", "overwrite", "seed")},
+        "changes": {name: value for name, value in changes.items() if name not in OF_A_RUN and value != base[name]},
         "environment": environment() | {"gpu": gpu_name()},
     }
 
