@@ -274,6 +274,29 @@ def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
         np.testing.assert_array_equal(once, twice)
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_a_residual_stream_in_bfloat16_is_for_autocast(norm, kind):
+    """Inside, every block reads bfloat16 and the logits stay near; outside, and without it, nothing changes."""
+    config = ModelConfig(kind=kind, vocabulary=7, context=8, width=16, layers=2, heads=2, norm=norm, norm_position="pre")
+    tokens, _, extra = draw_batch(config, 2, 5, 4, 0)
+    module = Transformer(config)
+    module.load_parameters(initialize(config, np.random.default_rng(0)))
+    formats, logits = [], {}
+    for block in (m for m in module.modules() if isinstance(m, Block)):
+        block.register_forward_pre_hook(lambda _, arguments: formats.append(arguments[0].dtype))
+    for dtype in (None, torch.bfloat16):
+        module.residual_dtype = dtype
+        for inside in (False, True):
+            formats.clear()
+            with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+                logits[dtype, inside] = module(torch.from_numpy(tokens), **as_tensors(extra))
+            assert set(formats) == {torch.bfloat16 if dtype is not None and inside else torch.float32}
+    assert torch.equal(logits[None, False], logits[torch.bfloat16, False])
+    wide, narrow = logits[None, True].float(), logits[torch.bfloat16, True].float()
+    assert 0 < (narrow - wide).norm() < 4 * torch.finfo(torch.bfloat16).eps * wide.norm()
+
+
 @given(configs(), seeds)
 def test_float32_stays_float32(config, seed):
     """No float64 sneaks in: logits, loss and gradients of float32 parameters are float32."""
