@@ -197,16 +197,17 @@ def _gpu() -> Iterator[tuple[str, Fact]]:
     if not runs or not summary.exists():
         return
     first, found = (json.loads(file.read_text(encoding="utf-8")) for file in (runs[0], summary))
+    config = LOGS / "shakespeare-gpu" / run_folder.CONFIG
     texts = {
-        "device": first["environment"]["gpu"],
-        "millions": f"{first['parameters'] / 1e6:.1f}",
-        "percent": f"{100 * read_run_config(LOGS / 'shakespeare-gpu').input_noise:g}",
-        "seeds": str(len(runs)),
-        "mean": f"{found['shakespeare']['mean']:.3f}",
-        "seconds": f"{found['shakespeare']['longest_training_seconds']:.0f}",
+        "device": (first["environment"]["gpu"], runs[0]),
+        "millions": (f"{first['parameters'] / 1e6:.1f}", runs[0]),
+        "percent": (f"{100 * read_run_config(config.parent).input_noise:g}", config),
+        "seeds": (str(len(found["shakespeare"]["seeds"])), summary),
+        "mean": (f"{found['shakespeare']['mean']:.3f}", summary),
+        "seconds": (f"{found['shakespeare']['longest_training_seconds']:.0f}", summary),
     }
-    for name, text in texts.items():
-        yield f"gpu.{name}", Fact(text, summary.relative_to(ROOT).as_posix(), "python -m train.gpu")
+    for name, (text, file) in texts.items():
+        yield f"gpu.{name}", Fact(text, file.relative_to(ROOT).as_posix(), "python -m train.gpu")
 
 
 BENCHED = {"spec": "spec", "twin": "twin", "bfloat16": "twin, bfloat16, compiled"}

@@ -279,8 +279,8 @@ class TorchBackend:
         if options.optimizer == "muon":
             products = torch.bfloat16 if options.dtype == "bfloat16" else None
             compiled = options.compile and self._device.type == "cuda" and processes.count == 1
-            rates = options.learning_rate, options.momentum, options.weight_decay
-            self._muon = Muon(hidden.values(), *rates, products, compiled)
+            own = options.learning_rate, options.momentum, options.weight_decay
+            self._muon = Muon(hidden.values(), *own, products, compiled)
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         from torch_impl.optimizer import clip_gradients

@@ -204,7 +204,7 @@ class TrainConfig:
         if self.backend == "numpy":
             _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
             _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
-            for name in ("compile", "cuda_graphs", "tf32", "bfloat16_residual", "checkpoint_activations"):
+            for name in ("compile", "tf32", "bfloat16_residual", "checkpoint_activations"):
                 _require(not getattr(self, name), name, "none for the numpy backend", getattr(self, name))
 
 

@@ -103,18 +103,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = [] if options.report else _work(options)
     if len(work) == 1:
         status = _done(options, *work[0])
-    for part, which in work if len(work) > 1 else []:
-        selected = ["--parts", part, *({"shakespeare": ["--seeds", which], "step": ["--variants", which]}.get(part, []))]
-        same = ["--out", str(out), "--corpus", options.corpus]
-        same += [flag for flag, on in (("--tiny", options.tiny), ("--tune", options.tune)) if on]
-        same += ["--set", *options.set] if options.set else []
-        status |= subprocess.run([sys.executable, "-m", "train.gpu", *same, *selected], check=False).returncode
+    else:
+        for part, which in work:
+            status |= _done_apart(options, part, which)
     summary = summarize(out)
     _write(out / "summary.json", summary)
     write_atomically(out / "GPU.md", report(out, summary).encode())
-    if len(work) != 1:
+    if len(work) != 1:  # else this may be a process for one piece of a larger call
         print(json.dumps(summary, indent=1))
-    return int(status != 0)
+    return status
+
+
+def _done_apart(options: argparse.Namespace, part: str, which: str) -> int:
+    """Does one piece of work in a process of its own; 0 if it went well, else 1."""
+    command = [sys.executable, "-m", "train.gpu", "--out", options.out, "--corpus", options.corpus, "--parts", part]
+    command += {"shakespeare": ["--seeds", which], "step": ["--variants", which]}.get(part, [])
+    command += [flag for flag, on in (("--tiny", options.tiny), ("--tune", options.tune)) if on]
+    command += ["--set", *options.set] if options.set else []
+    return int(subprocess.run(command, check=False).returncode != 0)
 
 
 def _work(options: argparse.Namespace) -> list[tuple[str, str]]:

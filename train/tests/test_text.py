@@ -47,13 +47,14 @@ def test_noise_replaces_characters_that_are_read_by_others_of_the_text(tmp_path)
     assert (plain.tokens[:, 1:] == plain.targets[:, :-1]).all()
     training, count = tasks[0].split.training, plain.tokens.size
     frequency = np.bincount(training) / len(training)
-    shown = np.array([(frequency[token] - frequency[token] ** 2) for token in range(len(frequency))])
     changed = noisy.tokens != plain.tokens
     expected = 0.2 * (1 - frequency[plain.tokens]).mean()  # the one that is drawn can be the same
     assert abs(changed.mean() - expected) < 5 * np.sqrt(expected * (1 - expected) / count)
     found = np.bincount(noisy.tokens.ravel(), minlength=len(frequency)) / count
     kept = np.bincount(plain.tokens.ravel(), minlength=len(frequency)) / count
-    assert (np.abs(found - 0.8 * kept - 0.2 * frequency) < 5 * np.sqrt((0.2 * shown + 0.16) / count)).all()
+    if_there, if_not = 0.8 + 0.2 * frequency, 0.2 * frequency  # chances to see a character where it stands, and elsewhere
+    variance = kept * if_there * (1 - if_there) + (1 - kept) * if_not * (1 - if_not)
+    assert (np.abs(found - 0.8 * kept - 0.2 * frequency) < 5 * np.sqrt(variance / count)).all()
     again = tasks[1].training_batch(0, np.random.default_rng(3))
     assert (again.tokens == noisy.tokens).all()
     assert all((a.tokens == b.tokens).all() for a, b in zip(*(task.validation_batches() for task in tasks), strict=True))

@@ -296,10 +296,10 @@ def test_a_residual_stream_in_bfloat16(tmp_path, monkeypatch, norm):
     assert 0 < np.abs(losses(folder)[:5] / wide[:5] - 1).max() < 5 * 2.0**-8  # relative spacing of bfloat16
 
 
-@pytest.mark.parametrize("name", ["compile", "tf32", "checkpoint_activations"])
+@pytest.mark.parametrize("name", ["compile", "tf32", "bfloat16_residual", "checkpoint_activations"])
 def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
     with pytest.raises(ValueError, match=f"{name}: expected none for the numpy backend"):
-        options(tmp_path / "run", backend="numpy", **{name: True})
+        options(tmp_path / "run", backend="numpy", dtype="auto", **{name: True})
     if name == "tf32":
         with pytest.raises(ValueError, match="tf32: expected none on a device other than cuda"):
             prepare(options(tmp_path / "run", tf32=True))
