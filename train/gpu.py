@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -78,6 +79,10 @@ class Variant(NamedTuple):
     residual: bool = False
     """The residual stream in bfloat16."""
     graphs: bool = False
+    tuned: bool = False
+    """Of every kernel that torch writes, the quickest of several forms."""
+    unbiased: bool = False
+    """A model without biases, which nanoGPT trains by default; GPT-2 has them."""
 
     @property
     def name(self) -> str:
@@ -91,8 +96,10 @@ VARIANTS = (
     Variant(32, cudnn=True, residual=True),
     Variant(64, cudnn=True, residual=True),
     Variant(64, cudnn=True, residual=True, graphs=True),
+    Variant(64, cudnn=True, residual=True, graphs=True, tuned=True),
+    Variant(64, cudnn=True, residual=True, graphs=True, tuned=True, unbiased=True),
 )
-TINY_VARIANT = Variant(2, compiled=False, residual=True)
+TINY_VARIANT = Variant(2, compiled=False, residual=True, tuned=True, unbiased=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,12 +218,15 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     model = replace(known_models()["gpt2"].config, vocabulary=PADDED_VOCABULARY)
     if tiny:
         model = ModelConfig(vocabulary=11, context=16, width=16, layers=2, heads=2)
+    model = replace(model, bias=not variant.unbiased)
     ways: dict[str, Any] = {
         "compile": variant.compiled,
         "cuda_graphs": variant.graphs,
         "bfloat16_residual": variant.residual,
     }
     options = TrainConfig(batch=batch, dtype="bfloat16", **ways)
+    # The compiler reads this when it is first used; what is set in Python is the thread's own, and gradients have another.
+    os.environ["TORCHINDUCTOR_COORDINATE_DESCENT_TUNING"] = str(int(variant.tuned))
     generator = np.random.default_rng(0)
     found: dict[str, Any] = {**variant._asdict(), "date": _now(), "context": model.context}
     found |= {"parameters": parameter_count(model), "environment": environment()}

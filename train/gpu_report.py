@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 GOAL_LOSS, GOAL_SECONDS, GOAL_UTILISATION = 1.43, 90, 0.55  # of the mean seed, of each seed's training, of the step
-WAYS = {"compiled": "compiled", "cudnn": "cuDNN's attention", "residual": "bfloat16 residual", "graphs": "CUDA graphs"}
+WAYS = {
+    "compiled": "compiled",
+    "cudnn": "cuDNN's attention",
+    "residual": "bfloat16 residual",
+    "graphs": "CUDA graphs",
+    "tuned": "kernels tuned",
+    "unbiased": "no biases",
+}
 
 
 def summarize(out: Path) -> dict[str, Any]:
@@ -102,7 +109,7 @@ def _step_lines(steps: list[dict[str, Any]]) -> list[str]:
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for step in done:
-        way = ", ".join(word for name, word in WAYS.items() if step[name]) or "eager"
+        way = ", ".join(word for name, word in WAYS.items() if step.get(name)) or "eager"
         memory = "-" if step["peak_memory_bytes"] is None else f"{step['peak_memory_bytes'] / 1e9:.1f}"
         lines.append(
             f"| {step['batch']} | {way} | {step['milliseconds']:.1f} | {step['tokens_per_second']:,.0f} | "

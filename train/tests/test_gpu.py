@@ -43,7 +43,7 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     assert summary["compiled"] == 0  # at this size both are eager
     assert summary["shakespeare"]["seeds"] == [3, 4]
     assert len(set(summary["shakespeare"]["exact_validation_losses"])) == 2
-    assert [step["residual"] for step in summary["step"]] == [True]
+    assert [(step["residual"], step["unbiased"]) for step in summary["step"]] == [(True, True)]
     assert summary["step"][0]["tokens_per_second"] > 0
     run = json.loads((tmp_path / "out" / "shakespeare-3.json").read_text())
     assert (run["changes"]["dropout"], run["changes"]["batch"]) == (0.1, 3)
@@ -54,6 +54,7 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     table = (tmp_path / "out" / "GPU.md").read_text()
     assert f"| 4 | {summary['shakespeare']['exact_validation_losses'][1]:.4f} |" in table
     assert "is not reached on this device" in table
+    assert "| 2 | bfloat16 residual, kernels tuned, no biases |" in table
     failed = run_script(tmp_path, "--tiny", "--parts", "masks", "shakespeare", "--seeds", "3", "--set", "batch = 0")
     assert failed.returncode == 1  # and the parts that did well are kept
     assert json.loads((tmp_path / "out" / "masks.json").read_text())["new_masks"] is True
