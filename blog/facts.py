@@ -257,8 +257,14 @@ def _bounds() -> Iterator[tuple[str, Fact]]:
     yield "bounds.cells", Fact(f"{len(rows):,}", where, command)
     yield "bounds.worst", Fact(f"{worst.ratio:.2f}", where, command)
     yield "bounds.operations", Fact(str(len({row.operation for row in rows})), where, command)
-    canary = source.line("parity_tests/compare.py", "CANARY = ").split("=")[1].split("#")[0]
-    yield "bounds.canary", Fact(f"{float(canary):g}", "parity_tests/compare.py", "make test")
+    compare, derived = "parity_tests/compare.py", "parity_tests/bounds.py"
+    yield "bounds.canary", Fact(f"{_constant(compare, 'CANARY'):g}", compare, "make test")
+    yield "bounds.twin", Fact(f"{_constant(derived, 'TWIN_FACTOR'):g}", derived, "make test")
+    yield "bounds.rarity", Fact(f"{1 / _constant(derived, 'FAILURE_PROBABILITY'):,.0f}", derived, "make test")
+
+
+def _constant(path: str, name: str) -> float:
+    return float(source.line(path, f"{name} = ").split("=")[1].split("#")[0])
 
 
 def _mutants() -> Iterator[tuple[str, Fact]]:

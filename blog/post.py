@@ -77,7 +77,6 @@ def rendered(template: str, anchors: bool = False) -> str:
         "lines": lines,
         "line": line,
         "holds": holds,
-        "count": count,
         "value": lambda name: float(facts()[name].text.replace(",", "").removesuffix(" %")),
         "sample": sample,
         "mutant": mutant,
@@ -113,11 +112,6 @@ def holds(claim: bool, what: str) -> str:
     if not claim:
         raise ValueError(f"post: expected to be true, got otherwise: {what}")
     return ""
-
-
-def count(path: str) -> int:
-    """How many lines a file has."""
-    return len(source.read(path).splitlines())
 
 
 def line(path: str, name: str, fragment: str) -> str:

@@ -1,7 +1,8 @@
 """Rounding-error bounds derived by running the text of the spec itself: a probabilistic running error analysis.
 
 The spec is dtype-polymorphic, so it also runs on `Tracked`, an array type that carries beside each value what the
-roundings of a given format would do to it. No tolerance is chosen anywhere: it follows from the operations performed.
+roundings of a given format would do to it. What is chosen is how rarely rounding alone may exceed a bound,
+FAILURE_PROBABILITY, and TWIN_FACTOR; the rest follows from the operations performed.
 
 **One rounding.** In a format with unit roundoff u the result y of an operation is y (1 + d), |d| <= u (Higham, Accuracy
 and Stability of Numerical Algorithms, 2nd ed., eq. 2.4), plus at most one smallest subnormal where products, quotients

@@ -101,6 +101,7 @@ def markdown() -> str:
     worst = max((tally.worst for tally in own.values()), default=0.0)
     exact = sum(tally.worst == 0 for tally in own.values())
     low = sorted(" ".join(key) for key, tally in own.items() if 0 < tally.worst < 0.001)
+    others = sum(operation.startswith("bounds:") or tensor == "central difference" for operation, tensor, _ in own)
     lines = [
         "# Error over bound",
         "",
@@ -109,8 +110,9 @@ def markdown() -> str:
         "units of the modelled standard deviation, where a witness rounds at all: an rms of 1 or less says that the model",
         "of rounding fits; a bias far from 0 would be a systematic error.",
         "",
-        f"{len(own)} cells, worst {worst:.4f}; {exact} are exactly 0, where nothing rounds (copies, looked-up rows, sums of",
-        f"one term); below 0.001 and not 0: {', '.join(low) if low else 'none'}.",
+        f"{len(own)} rows, {others} of them the instrument's own tests or central differences, half of whose bound is their",
+        f"own error; worst {worst:.4f}; {exact} are exactly 0, where nothing rounds (copies, looked-up rows, sums of one",
+        f"term); below 0.001 and not 0: {', '.join(low) if low else 'none'}.",
         "",
         "| operation | dtype | witness and tensor | error/bound | rms | bias | elements |",
         "| --- | --- | --- | --- | --- | --- | --- |",

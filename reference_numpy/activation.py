@@ -113,7 +113,7 @@ def _erf_series(x: np.ndarray) -> np.ndarray:
 def _erfc_fraction(x: np.ndarray) -> np.ndarray:
     """1 - erf(x) = exp(-x^2)/sqrt(pi) 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), for x >= 2.5, from the inside out.
 
-    The error shrinks by a factor of about exp(-2 x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach longdouble.
+    The error shrinks by a factor of about exp(-x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach longdouble.
     """
     fraction = x
     for k in range(80, 0, -1):

@@ -42,7 +42,7 @@ def scaled_dot_product_attention_forward(
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S), True = may attend;
     output (B, H, T, K). Queries and keys are aligned at the end (see mask.py).
-    The scale keeps the scores' variance at 1: a sum of K products of independent numbers of variance 1 has variance K.
+    The scale keeps the scores' variance at 1: a sum of K products of independent numbers, of mean 0 and variance 1, has K.
     Options: causal; window, see window_mask; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma 2,
     section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
     read as 0, so that NaN or inf in padding reaches neither output nor gradient.
@@ -217,7 +217,7 @@ def multi_head_attention_forward(
     past: KeyValue | None = None,
     cross: bool = False,
 ) -> tuple[np.ndarray, MultiHeadCache]:
-    """concat(head_1, ..., head_H) W_output, each head attending with its own projections (section 3.2.2 of the paper).
+    """concat(head_1, ..., head_H) W_output^T, each head attending with its own projections (section 3.2.2 of the paper).
 
     Shapes: x (B, T, D), the queries; memory (B, S, D), keys and values, or None for x itself (self-attention);
     mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
@@ -262,7 +262,7 @@ def multi_head_attention_forward(
 def multi_head_attention_backward(d_output: np.ndarray, cache: MultiHeadCache) -> tuple[np.ndarray, np.ndarray, Parameters]:
     """Gradients of x (through the queries), of the memory (through keys and values), and of the parameters.
 
-    In self-attention x was used three times, so its gradient is the sum of the two. Each line inverts one of the forward.
+    In self-attention x is its own memory, and its gradient the sum of the two. Each line inverts one of the forward.
     """
     assert cache.key_linear is not None and cache.value_linear is not None, "a forward with fixed keys has no backward"
     config = cache.config

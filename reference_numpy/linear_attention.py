@@ -39,7 +39,7 @@ def linear_attention_forward(
     causal: bool = False,
     state: np.ndarray | None = None,
 ) -> tuple[np.ndarray, LinearAttentionCache]:
-    """output[t] = sum_s (f(q_t) . f(k_s)) v_s / sum_s f(q_t) . f(k_s), over all s, or over s <= t if causal (eq. 5 and 8).
+    """output[t] = sum_s (f(q_t) . f(k_s)) v_s / sum_s f(q_t) . f(k_s), over all s, or over s <= t if causal.
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K), T = S if causal; mask (B, 1, 1, S) or so: keys can be masked,
     pairs cannot; output (B, H, T, K). Numerator and denominator are one product: the values get a column of ones.

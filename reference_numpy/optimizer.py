@@ -37,8 +37,9 @@ def adamw_step(
       m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2
       w <- w - lr wd w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
 
-    The means start at 0; dividing by 1 - b^t makes up for it. Only matrices decay: shrinking a gain or a bias towards 0 is
-    no regularisation. Nothing is mutated: new parameters and a new state are returned.
+    The means start at 0; dividing by 1 - b^t makes up for it. As in torch, the decay is multiplied by the learning rate; the
+    paper multiplies it by the schedule alone. Only matrices decay: shrinking a gain or a bias towards 0 is no
+    regularisation. Nothing is mutated: new parameters and a new state are returned.
     """
     step = state.step + 1
     correction1, correction2 = 1 - beta1**step, 1 - beta2**step
@@ -129,8 +130,8 @@ def newton_schulz(g: np.ndarray, steps: int = 5) -> np.ndarray:
     """Move the singular values of g towards 1 and keep its singular vectors, by products alone.
 
     x <- a x + b (x x^T) x + c (x x^T)^2 x applies the odd polynomial a s + b s^3 + c s^5 to each singular value s. Dividing
-    by the Frobenius norm first puts all of them in [0, 1]; after 5 steps they lie between about 0.7 and 1.2. A matrix of
-    zeros stays zero.
+    by the Frobenius norm first puts all of them in [0, 1]; after 5 steps those above about 0.002 lie between about 0.7 and
+    1.2, and smaller ones have grown up to a^5, some 480 times. A matrix of zeros stays zero.
     """
     a, b, c = NEWTON_SCHULZ
     tall = g.shape[0] > g.shape[1]

@@ -100,7 +100,7 @@ class KeyValue:
 
 
 class MultiHeadAttention(nn.Module):
-    """concat(head_1, ..., head_H) W_output, each head attending with its own projections.
+    """concat(head_1, ..., head_H) W_output^T, each head attending with its own projections.
 
     `cross` switches off what belongs to self-attention alone: rotation, ALiBi, window.
     """

@@ -16,7 +16,7 @@ ACTIVATIONS = {
 
 
 class FeedForward(nn.Module):
-    """W_down f(W_up x), or with swiglu W_down (silu(W_gate x) * W_up x). Shapes: (B, T, D) in and out."""
+    """f(x W_up^T) W_down^T, or with swiglu (silu(x W_gate^T) * x W_up^T) W_down^T. Shapes: (B, T, D) in and out."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -120,7 +120,7 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
         parts = grid[3, 0].subgridspec(1, 4, width_ratios=(2, 2, 1.6, 2.4))
         weights = traced.weights[t, s]
         masked = np.ma.masked_where(weights == 0, traced.scores[t, s])
-        _map(figure.add_subplot(parts[0]), masked, "scores $Q K^\\top / \\sqrt{K}$", rows=rows, columns=columns)
+        _map(figure.add_subplot(parts[0]), masked, "scores $Q K^\\top / \\sqrt{d}$", rows=rows, columns=columns)
         axes = figure.add_subplot(parts[1])
         _map(
             axes,

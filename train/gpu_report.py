@@ -52,7 +52,7 @@ def report(out: Path, summary: dict[str, Any]) -> str:
         worst = summary["parity"]["worst_error_over_bound"]
         word = "within" if summary["parity"]["within_bounds"] else "NOT within"
         lines += [
-            f"Loss and gradients of the twin in float64 are {word} their bounds; the worst error is {worst:.3f} of its own."
+            f"Loss and gradients of the twin in float64 are {word} their bounds; at worst an error is {worst:.3f} of one."
         ]
     if "compiled" in summary:
         lines += [f"Compiled steps with CUDA graphs against eager ones: losses differ by {summary['compiled']:.1e} at most."]
