@@ -23,6 +23,8 @@ from parity_tests.strategies import (
     sizes,
 )
 from reference_numpy import attention as spec
+from reference_numpy.config import ModelConfig
+from reference_numpy.flash_attention import flash_attention_forward
 from reference_numpy.parameters import parameter_shapes, scope
 from reference_numpy.position import alibi_slopes
 from torch_impl import attention as twin
@@ -206,8 +208,6 @@ def check_multi_head(name, config, shapes, B, T, S, cross, causal, dtypes, seed)
 @given(sizes(1, 3), sizes(1, 7), sizes(1, 7), st.sampled_from([1, 2, 4]), st.booleans(), seeds)
 def test_equals_torch_multihead_attention(B, T, S, heads, causal, seed):
     """torch.nn.MultiheadAttention with copied weights, an implementation that is not ours: output and weights."""
-    from reference_numpy.config import ModelConfig
-
     config = ModelConfig(kind="encoder_decoder", width=4 * heads, heads=heads, layers=1)
     parameters = random_parameters(scope(parameter_shapes(config), "decoder.blocks.0.cross_attention"), seed)
     outsider = torch.nn.MultiheadAttention(config.width, heads, batch_first=True, dtype=torch.float64)
@@ -272,8 +272,32 @@ def test_errors(change, message):
         "mask": None,
     }
     arguments |= change
-    with pytest.raises(ValueError, match=message):
-        spec.scaled_dot_product_attention_forward(**arguments)
+    for function in (spec.scaled_dot_product_attention_forward, flash_attention_forward):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
     tensors = {name: None if a is None else torch.from_numpy(a) for name, a in arguments.items()}
-    with pytest.raises(ValueError, match=message.replace("float64", "torch.float64").replace("got bool", "got torch.bool")):
-        twin.scaled_dot_product_attention(**tensors)
+    message = message.replace("float64", "torch.float64").replace("got bool", "got torch.bool")
+    for function in (twin.scaled_dot_product_attention, flash_attention):
+        with pytest.raises(ValueError, match=message):
+            function(**tensors)
+
+
+def test_cross_attention_needs_a_memory():
+    """One of no tokens is one: every query gets 0, also from the cache. Without any, x is not taken for it."""
+    config = ModelConfig(kind="encoder_decoder", width=4, heads=2, layers=1)
+    parameters = random_parameters(scope(parameter_shapes(config), "decoder.blocks.0.cross_attention"), 0)
+    module = twin.MultiHeadAttention(config, cross=True).double()
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
+    x, memory = np.ones((1, 2, 4)), np.ones((1, 0, 4))
+    past, twin_past = spec.KeyValue(), twin.KeyValue()
+    for given_memory in (memory, None):
+        ours, _ = spec.multi_head_attention_forward(x, given_memory, parameters, config, past=past, cross=True)
+        tensor = None if given_memory is None else torch.from_numpy(given_memory)
+        theirs = module(torch.from_numpy(x), tensor, past=twin_past)
+        for found in (ours, theirs.detach().numpy()):
+            assert (found == parameters["output.bias"]).all()
+    for past, twin_past in ((None, None), (spec.KeyValue(), twin.KeyValue())):
+        with pytest.raises(ValueError, match="memory: expected one for cross-attention"):
+            spec.multi_head_attention_forward(x, None, parameters, config, past=past, cross=True)
+        with pytest.raises(ValueError, match="memory: expected one for cross-attention"):
+            module(torch.from_numpy(x), past=twin_past)

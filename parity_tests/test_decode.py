@@ -13,10 +13,12 @@ from parity_tests.bounds import TWIN_FACTOR, bound_of
 from parity_tests.compare import assert_within, cast
 from parity_tests.strategies import arrays, configs, fewer, random_parameters, seeds, sizes
 from reference_numpy import decode as spec
+from reference_numpy.block import BlockPast
 from reference_numpy.config import ModelConfig
 from reference_numpy.model import model_forward
 from reference_numpy.parameters import parameter_shapes
 from torch_impl import decode as twin
+from torch_impl.block import BlockPast as TwinBlockPast
 from torch_impl.linear import Linear, PackedLinear
 from torch_impl.model import Transformer
 
@@ -184,6 +186,38 @@ def test_searches_agree(data, kind, B, beams, seed):
     assert all(found == greedy[0] for found in greedy)
     found = [[h.tokens for h in spec.beam_search(d, B, 0, end, 6, beams)] for d in decoders(config, parameters, **extra)]
     assert all(sequences == found[0] for sequences in found)
+
+
+def test_a_decoder_can_search_again():
+    """A search leaves out rows that are done and repeats others; the next one begins with the source as it was given."""
+    config = ModelConfig(kind="encoder_decoder", vocabulary=7, context=8, width=8, layers=1, heads=2)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    source = np.random.default_rng(0).integers(0, 7, (3, 4))
+    padding = np.arange(4) < np.array([4, 2, 3])[:, None]
+    for decoder in decoders(config, parameters, source, padding):
+        found = [(spec.beam_search(decoder, 3, 0, 6, 5), spec.greedy_search(decoder, 3, 0, 6, 5)) for _ in range(2)]
+        assert found[0] == found[1]
+
+
+@given(configs(kind="decoder"), sizes(1, 3), st.integers(1, 6), seeds)
+def test_padding_covers_earlier_tokens(config, B, first, seed):
+    """With `past`, padding is over all tokens so far: what was padding then is not seen now."""
+    generator = np.random.default_rng(seed)
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, padding = generator.integers(0, config.vocabulary, (B, 7)), generator.random((B, 7)) < 0.7
+    module = twin_of(config, parameters)
+
+    def logits(*values):
+        return model_forward(dict(zip(parameters, values, strict=True)), config, tokens, padding=padding)[0]
+
+    truth, bound = bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+    pasts = [BlockPast() for _ in range(config.layers)], [TwinBlockPast() for _ in range(config.layers)]
+    for start, stop in ((0, first), (first, 7)):
+        new, so_far = tokens[:, start:stop], padding[:, :stop]
+        ours, _ = model_forward(parameters, config, new, padding=so_far, past=pasts[0])
+        theirs = module(torch.from_numpy(new), padding=torch.from_numpy(so_far), past=pasts[1]).detach().numpy()
+        for name, found in (("spec", ours), ("twin", theirs)):
+            assert_within(found, truth[:, start:stop], bound[:, start:stop], f"logits from token {start} on, {name}")
 
 
 class Table:
@@ -484,3 +518,11 @@ def test_errors():
         spec.CachedDecoder(parameters, ModelConfig(kind="encoder"))
     with pytest.raises(ValueError, match="beams: expected at least 1, got 0"):
         spec.beam_search(Table(0), 1, 0, 2, 3, beams=0)
+
+    class Diverged(Table):
+        def logits(self, prefix):
+            return np.array([0.0, np.nan, 0.0])
+
+    for search in (spec.beam_search, spec.greedy_search):
+        with pytest.raises(ValueError, match="logits: expected finite numbers, got NaN or inf"):
+            search(Diverged(0), 1, 0, 2, 3)

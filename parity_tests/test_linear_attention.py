@@ -108,3 +108,15 @@ def test_a_mask_of_pairs_is_refused():
         spec.linear_attention_forward(x, x, x, mask)
     with pytest.raises(ValueError, match=message):
         twin.linear_attention(*[torch.from_numpy(x)] * 3, torch.from_numpy(mask))
+
+
+def test_errors():
+    x, y = np.zeros((1, 1, 3, 2)), np.zeros((1, 1, 5, 2))
+    for arguments, causal, message in (
+        ((x, y, y), True, "linear_attention: expected as many keys as queries, 3, got 5"),
+        ((x, y, x), False, r"attention: value must be \(B, H, S, K\) = \(1, 1, 5, 2\), got \(1, 1, 3, 2\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            spec.linear_attention_forward(*arguments, causal=causal)
+        with pytest.raises(ValueError, match=message):
+            twin.linear_attention(*map(torch.from_numpy, arguments), causal=causal)

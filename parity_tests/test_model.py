@@ -243,7 +243,8 @@ STREAMS = {
 @fewer(4)
 @given(configs(dropout=0.25), sizes(1, 3), sizes(1, 5), seeds)
 def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
-    """Loss and gradients to the bit, the same units dropped; a block runs twice, and once where nothing is learned."""
+    """Loss and gradients to the bit, the same units dropped; a block runs once more for every backward pass, and
+    once where nothing is learned."""
     tokens, targets, extra = draw_batch(config, B, T, 3, seed)
     module = Transformer(config).double()
     module.load_parameters(random_parameters(parameter_shapes(config), seed))
@@ -261,10 +262,13 @@ def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
             torch.set_rng_state(torch.Generator().manual_seed(seed).get_state())
             logits = module(torch.from_numpy(tokens), generator=generator, **as_tensors(extra))
             loss = cross_entropy(logits, torch.from_numpy(targets))
-            loss.backward()
+            loss.backward(retain_graph=True)
+            once = [p.grad.clone() for p in module.parameters()]
+            loss.backward()  # again, with the same units dropped
+            assert all(torch.equal(p.grad, 2 * gradient) for p, gradient in zip(module.parameters(), once, strict=True))
             after.append(torch.rand(1) if generator is None or stream == "device" else None)
         results.append([loss.detach().numpy(), *(p.grad.numpy() for p in module.parameters())])
-        assert len(runs) == config.layers * (2 if config.kind == "encoder_decoder" else 1) * (2 if again else 1)
+        assert len(runs) == config.layers * (2 if config.kind == "encoder_decoder" else 1) * (3 if again else 1)
         with torch.no_grad():
             runs.clear()
             module(torch.from_numpy(tokens), **as_tensors(extra))
@@ -319,6 +323,12 @@ def test_errors(make):
         make(ModelConfig(context=8, kind="encoder_decoder"))
 
 
+@pytest.mark.parametrize("name", ["kind", "position", "norm", "norm_position", "activation", "attention"])
+def test_a_choice_that_there_is_not(name):
+    with pytest.raises(ValueError, match=f"{name}: expected one of .*, got rotory"):
+        ModelConfig(**{name: "rotory"})
+
+
 def test_linear_attention_forms_no_weights():
     config = ModelConfig(context=8, attention="linear")
     message = "attention: expected softmax attention to look at, got linear, which forms no weights"
@@ -342,3 +352,12 @@ def test_parameter_count_of_a_small_model():
     """By hand: table 65 x 128, positions 64 x 128; 4 blocks of 12 D^2 + 13 D; final norm 2 D (GPT-2's sum)."""
     D = 128
     assert parameter_count(ModelConfig()) == 65 * D + 64 * D + 4 * (12 * D * D + 13 * D) + 2 * D
+
+
+def test_weights_are_kept_once_where_blocks_are_recomputed():
+    config = ModelConfig(vocabulary=7, context=4, width=8, layers=2, heads=2)
+    module = Transformer(config)
+    module.load_parameters(random_parameters(parameter_shapes(config), 0))
+    module.recompute, keep = True, []
+    module(torch.zeros((1, 3), dtype=torch.int64), keep=keep).sum().backward()
+    assert len(keep) == 2

@@ -67,6 +67,17 @@ def test_a_row_of_equal_numbers_gives_the_bias(value, seed):
         {"x": x, "weight": weight, "bias": bias},
         seed=seed,
     )
+    np.testing.assert_allclose(spec.layer_norm_forward(x, weight, bias)[0], np.broadcast_to(bias, x.shape), atol=1e-9)
+
+
+@given(sizes(1, 11), seeds)
+def test_a_single_vector(width, seed):
+    """No axis but the last."""
+    x, weight, bias = np.random.default_rng(seed).standard_normal((3, width))
+    layer = spec.layer_norm_forward, spec.layer_norm_backward, twin.layer_norm
+    root = spec.rms_norm_forward, spec.rms_norm_backward, twin.rms_norm
+    check_operation("layer_norm", *layer, {"x": x, "weight": weight, "bias": bias}, seed=seed)
+    check_operation("rms_norm", *root, {"x": x, "weight": weight}, seed=seed)
 
 
 @pytest.mark.parametrize("norm", [twin.layer_norm, twin.rms_norm])

@@ -219,6 +219,15 @@ def test_an_optimizer_that_took_no_step_is_at_step_0():
         }
 
 
+def test_a_parameter_without_gradients_does_not_say_the_step():
+    model = twin_model(random_parameters(SHAPES, 0))
+    optimizer = twin.adamw(model, 1e-2)
+    set_gradients(model, random_parameters(SHAPES, 1))
+    list(model.parameters())[-1].grad = None
+    optimizer.step()
+    assert twin.export_state(model, optimizer)[0] == 1
+
+
 @given(seeds)
 def test_a_resumed_muon_takes_the_same_step(seed):
     """Momentum exported and imported into a new optimizer: the next step is the same to the bit."""
@@ -255,6 +264,19 @@ def test_clipping(maximum, seed):
         bound = np.abs(before[name]) * scale * (float(norm_bound / true_norm) + 4 * np.finfo(np.float64).eps)
         assert_within(clipped[name], before[name] * np.longdouble(scale), bound, f"clipped {name}")
         assert_within(parameter.grad.numpy(), before[name] * np.longdouble(scale), bound, f"clipped {name}, twin")
+
+
+def test_a_gradient_that_is_not_a_number_spoils_them_all():
+    """In both twins: so a loss that has diverged is seen at the next step, and not hidden in one tensor."""
+    gradients = random_parameters(SHAPES, 0)
+    next(iter(gradients.values())).flat[0] = np.nan
+    model = twin_model(gradients)
+    set_gradients(model, gradients)
+    clipped, norm = spec.clip_gradients(gradients, 1.0)
+    assert np.isnan([norm, twin.clip_gradients(model.parameters(), 1.0).item()]).all()
+    for name, parameter in model.named_parameters():
+        assert np.isnan(clipped[name]).all()
+        assert parameter.grad.isnan().all()
 
 
 STEPS = 100

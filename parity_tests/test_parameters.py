@@ -117,7 +117,7 @@ def test_a_parameter_without_gradient_has_gradient_zero():
         ({"norm_epsilon": 0.0}, "norm_epsilon: expected above 0, got 0.0"),
         ({"initial_deviation": -0.1}, "initial_deviation: expected at least 0, got -0.1"),
         ({"window": 0}, "window: expected at least 1 token, got 0"),
-        ({"softcap": 0.0}, "softcap: expected above 0, got 0.0"),
+        ({"softcap": 0.0}, "softcap: expected a finite number above 0, got 0.0"),
         ({"width": 6, "heads": 2, "position": "rotary"}, "heads: expected an even head width for rotary positions, got 2"),
         (
             {"attention": "linear", "position": "alibi"},

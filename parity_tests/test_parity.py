@@ -1,5 +1,6 @@
 """`assert_parity` accepts what is right and rejects what is wrong, for torch functions and for NumPy pairs."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def test_a_pair_of_numpy_functions():
     assert assert_parity((softmax_forward, softmax_backward), "softmax", np.array([[1.0, 2.0, -3.0]])) <= 1
     with pytest.raises(AssertionError, match="d_x"):
         assert_parity((softmax_forward, lambda d_p, p: p * d_p), "softmax")
+
+
+def test_a_pair_may_take_plain_arrays_alone():
+    """Numbers from a library that knows neither complex ones nor longdouble: neither is asked of it."""
+    erf = np.vectorize(math.erf, otypes=[float])
+
+    def gelu_forward(x):
+        return x * (1 + erf(x / math.sqrt(2))) / 2, x
+
+    def gelu_backward(d_y, x):
+        return d_y * ((1 + erf(x / math.sqrt(2))) / 2 + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi))
+
+    assert assert_parity((gelu_forward, gelu_backward), "gelu") <= 1
 
 
 def test_a_module_by_functional_call():

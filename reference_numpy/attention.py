@@ -8,7 +8,7 @@ import numpy as np
 from reference_numpy.config import ModelConfig
 from reference_numpy.linear import LinearCache, named_linear_backward, named_linear_forward
 from reference_numpy.linear_attention import LinearAttentionCache, linear_attention_backward, linear_attention_forward
-from reference_numpy.mask import allowed_pairs, only_seen
+from reference_numpy.mask import allowed_pairs, check_attention_shapes, only_seen
 from reference_numpy.normalization import NormCache, rms_norm_backward, rms_norm_forward
 from reference_numpy.parameters import Parameters
 from reference_numpy.position import RotaryCache, alibi_bias, alibi_slopes, rotary_backward, rotary_forward
@@ -24,7 +24,6 @@ class AttentionCache(NamedTuple):
     weights: np.ndarray
     capped: np.ndarray | None
     seen: np.ndarray | None
-    softcap: float | None
 
 
 def scaled_dot_product_attention_forward(
@@ -68,7 +67,7 @@ def scaled_dot_product_attention_forward(
         np.copyto(scores, -np.inf, where=~allowed)
     weights, _ = softmax_forward(scores)
     output = weights @ value  # (B, H, T, K)
-    return output, AttentionCache(query, key, value, weights, capped, seen, softcap)
+    return output, AttentionCache(query, key, value, weights, capped, seen)
 
 
 def scaled_dot_product_attention_backward(
@@ -82,13 +81,12 @@ def scaled_dot_product_attention_backward(
     s       = query key^T/sqrt(K):  d_query = d_s key / sqrt(K),  d_key = d_s^T query / sqrt(K)
     key     = only_seen(key):       a key that nobody sees gets 0
     """
-    query, key, value, weights, capped, seen, softcap = cache
+    query, key, value, weights, capped, seen = cache
     scale = 1 / math.sqrt(query.shape[-1])
     d_value = weights.mT @ d_output
     d_weights = d_output @ value.mT
     d_scores = softmax_backward(d_weights, weights)
-    if softcap is not None:
-        assert capped is not None
+    if capped is not None:
         d_scores = d_scores * (1 - capped * capped)
     d_query = (d_scores @ key) * scale
     d_key = d_scores.mT @ (query * scale)
@@ -139,22 +137,6 @@ def _causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tupl
         d_key[:, :, :stop] += d_block_key
         d_value[:, :, :stop] += d_block_value
     return np.concatenate(d_queries, axis=2), d_key, d_value
-
-
-def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:
-    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
-    B, H, T, K = query.shape
-    S = key.shape[2]
-    for name, array in (("key", key), ("value", value)):
-        if array.shape != (B, H, S, K):
-            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {array.shape}")
-    if mask is None:
-        return
-    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], (S, T, H, B), strict=False))
-    if mask.dtype != bool or not fits:
-        raise ValueError(
-            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {mask.shape}"
-        )
 
 
 class KeyValue:
@@ -222,13 +204,16 @@ def multi_head_attention_forward(
     Shapes: x (B, T, D), the queries; memory (B, S, D), keys and values, or None for x itself (self-attention);
     mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
     belong to self-attention alone: `cross` switches them off. `past` continues earlier tokens and takes the new ones in; in
-    cross-attention it is filled by the first call and stands for the memory afterwards. Then there is no backward.
+    cross-attention it is filled by the first call and stands for the memory afterwards. Then there is no backward. Raises
+    ValueError for cross-attention over neither.
     """
+    filled = cross and memory is None
+    if filled and (past is None or past.key is None):
+        raise ValueError("memory: expected one for cross-attention, or a past that was filled by one, got neither")
     inputs = x if memory is None else memory
     query, query_linear = named_linear_forward(x, parameters, "query")
     query = split_heads(query, config.heads)  # (B, H, T, K)
     key_linear = value_linear = None
-    filled = cross and past is not None and past.length > 0
     if filled:
         assert past is not None and past.key is not None and past.value is not None
         key, value = past.key[:, :, : past.length], past.value[:, :, : past.length]  # (B, G, S, K)
@@ -301,6 +286,8 @@ def _attend(
     every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
     if config.attention == "linear":
         own = None if cross else past
+        if mask is not None:  # of earlier tokens the state holds what was not masked
+            mask = mask[..., mask.shape[-1] - key.shape[2] :]
         output, linear = linear_attention_forward(*every, mask, causal=causal, state=None if own is None else own.state)
         if own is not None:
             own.state, own.length = linear.state, own.length + key.shape[2]

@@ -125,7 +125,7 @@ def block_forward(
     generator: np.random.Generator | None = None,
     past: BlockPast | None = None,
 ) -> tuple[np.ndarray, BlockCache]:
-    """Self-attention, cross-attention over the memory if there is one, feed-forward; each with its residual and norm.
+    """Self-attention, cross-attention in the decoder of an encoder-decoder, feed-forward; each with residual and norm.
 
     Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S'); output
     (B, T, D). `generator` switches dropout on and is its random stream. `past` makes the block continue earlier tokens and

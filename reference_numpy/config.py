@@ -1,7 +1,8 @@
 """ModelConfig: the one description of a model that the spec, the twin, the checkpoints and the command line share."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 Position = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
@@ -9,6 +10,14 @@ Norm = Literal["layer", "rms"]
 NormPosition = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "relu", "relu_squared", "swiglu"]
 Attention = Literal["softmax", "linear"]
+CHOICES = {
+    "kind": get_args(Kind),
+    "position": get_args(Position),
+    "norm": get_args(Norm),
+    "norm_position": get_args(NormPosition),
+    "activation": get_args(Activation),
+    "attention": get_args(Attention),
+}
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class ModelConfig:
     """Start the last linear map of each sub-layer at zero, so that every block starts as the identity."""
 
     def __post_init__(self) -> None:
+        for name, words in CHOICES.items():
+            _require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
         for name in ("vocabulary", "context", "width", "layers", "heads"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
@@ -75,7 +86,7 @@ class ModelConfig:
         )
         _require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "at least 1", self.feed_forward)
         _require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
-        _require(self.softcap is None or self.softcap > 0, "softcap", "above 0", self.softcap)
+        _require(self.softcap is None or 0 < self.softcap < math.inf, "softcap", "a finite number above 0", self.softcap)
         _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
         _require(self.norm_epsilon > 0, "norm_epsilon", "above 0", self.norm_epsilon)
         _require(self.initial_deviation >= 0, "initial_deviation", "at least 0", self.initial_deviation)

@@ -50,10 +50,11 @@ class CachedDecoder:
     ) -> None:
         self.context = decoding_context(config, extrapolate)
         self._parameters, self._config, self._cached = parameters, config, cached
-        self._source, self._source_padding = source, source_padding
+        self._given = source, source_padding
         self.restart()
 
     def restart(self) -> None:
+        self._source, self._source_padding = self._given  # in the order before any select
         self._tokens: np.ndarray | None = None
         self._past = [BlockPast() for _ in range(self._config.layers)] if self._cached else None
 
@@ -124,14 +125,13 @@ def sample(
         raise ValueError("tokens: expected at least 1 token to go on from, got 0")
     if count < 0:
         raise ValueError(f"count: expected at least 0 tokens, got {count}")
-    seen = None
+    first, stop = -1, -1  # the decoder has seen the tokens from first to stop - 1
     for _ in range(count):
-        start = visible_from(batch.shape[1], decoder.context)
-        if seen is None or start != seen[0]:
+        if first != (visible := visible_from(batch.shape[1], decoder.context)):
             decoder.restart()
-            seen = (start, start)
-        logits = decoder.append(batch[:, seen[1] :])
-        seen = (start, batch.shape[1])
+            first = stop = visible
+        logits = decoder.append(batch[:, stop:])
+        stop = batch.shape[1]
         chosen = next_tokens(logits, generator, temperature, top_k, top_p)
         batch = np.concatenate((batch, chosen[:, None]), axis=1)
     return batch if tokens.ndim == 2 else batch[0]
@@ -165,6 +165,7 @@ def next_tokens(
     is drawn and looked up in the cumulative distribution, in float64, so that equal logits give equal tokens in both twins.
     Raises ValueError for a temperature below 0, a top_k below 0, a top_p outside (0, 1], or logits that are not finite.
     """
+    logits = _finite(logits)
     for name, value, holds, expected in (
         ("temperature", temperature, 0 <= temperature < math.inf, "a finite number of at least 0"),
         ("top_k", top_k, top_k >= 0, "at least 0"),
@@ -172,8 +173,6 @@ def next_tokens(
     ):
         if not holds:
             raise ValueError(f"{name}: expected {expected}, got {value}")
-    if not np.isfinite(logits).all():
-        raise ValueError("logits: expected finite numbers, got NaN or inf: the model has diverged")
     draws = generator.random(len(logits))
     if temperature == 0:
         return logits.argmax(axis=-1)
@@ -199,13 +198,16 @@ class Hypothesis(NamedTuple):
 
 
 def greedy_search(decoder: Decoder, batch: int, start: int, end: int, maximum: int) -> list[list[int]]:
-    """For each of `batch` rows the likeliest token at every step, until `end` or `maximum` tokens: lists without either."""
+    """For each of `batch` rows the likeliest token at every step, until `end` or `maximum` tokens: lists without either.
+
+    The model must have positions for all of them, here and in beam_search. Raises ValueError for logits that are not finite.
+    """
     found: list[list[int]] = [[] for _ in range(batch)]
     open_rows = np.arange(batch)
     tokens = np.full((batch, 1), start)
     decoder.restart()
     for _ in range(maximum):
-        chosen = decoder.append(tokens).argmax(axis=-1)
+        chosen = _finite(decoder.append(tokens)).argmax(axis=-1)
         going = chosen != end
         for row, token in zip(open_rows[going], chosen[going], strict=True):
             found[row].append(int(token))
@@ -226,7 +228,7 @@ def beam_search(
     continuations those that end go to the finished ones. Finished sequences compare by log p / ((5 + length) / 6)^alpha, the
     length counting the end token (Wu et al. 2016, equation 14; alpha 0.6 and 4 beams in Vaswani et al. 2017, section 6.1). A
     row is done when no open prefix can still win; what is open after `maximum` tokens counts as finished.
-    Raises ValueError for fewer than 1 beam.
+    Raises ValueError for fewer than 1 beam, and for logits that are not finite.
     """
     if beams < 1:
         raise ValueError(f"beams: expected at least 1, got {beams}")
@@ -239,7 +241,7 @@ def beam_search(
     tokens = np.full((batch * beams, 1), start)
     open_rows = list(range(batch))
     for length in range(1, maximum + 1):
-        log_p = _log_softmax(decoder.append(tokens)).reshape(len(open_rows), beams, -1)
+        log_p = _log_softmax(_finite(decoder.append(tokens))).reshape(len(open_rows), beams, -1)
         vocabulary = log_p.shape[-1]
         totals = (scores[open_rows, :, None] + log_p).reshape(len(open_rows), -1)
         ranked = np.argsort(-totals, axis=-1, kind="stable")[:, : 2 * beams]
@@ -276,6 +278,12 @@ def beam_search(
 def length_penalty(length: int, alpha: float) -> float:
     """((5 + length) / 6)^alpha: with alpha above 0 longer sequences are held to a lower log probability."""
     return ((5 + length) / 6) ** alpha
+
+
+def _finite(logits: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise ValueError("logits: expected finite numbers, got NaN or inf: the model has diverged")
+    return logits
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:

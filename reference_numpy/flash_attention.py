@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reference_numpy.attention import check_attention_shapes
-from reference_numpy.mask import allowed_pairs, only_seen
+from reference_numpy.mask import allowed_pairs, check_attention_shapes, only_seen
 from reference_numpy.position import alibi_bias
 
 TILE = 128  # queries and keys per tile: the tile of scores of a few heads stays in the processor's cache
@@ -56,8 +55,8 @@ def flash_attention_forward(
     exp(score - m) and the sum a of exp(score - m) value. A tile with a larger maximum m' first shrinks both by exp(m - m').
     At the end the output is a / l, and log sum exp = m + log l.
     """
-    T, S = query.shape[2], key.shape[2]
     check_attention_shapes(query, key, value, mask)
+    T, S = query.shape[2], key.shape[2]
     options = Options(mask, causal, window, slopes, softcap)
     seen = _seen(T, S, options)
     key, value = only_seen(key, seen), only_seen(value, seen)

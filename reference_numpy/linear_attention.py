@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reference_numpy.mask import only_seen
+from reference_numpy.mask import check_attention_shapes, only_seen
 
 Product = Callable[..., tuple[np.ndarray, np.ndarray]]
 CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles the state
@@ -18,8 +18,6 @@ CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles
 class LinearAttentionCache(NamedTuple):
     """Features, values with their column of ones, and the output with its normaliser; `state` is for decoding."""
 
-    query: np.ndarray
-    key: np.ndarray
     query_features: np.ndarray
     key_features: np.ndarray
     value_and_one: np.ndarray
@@ -44,8 +42,12 @@ def linear_attention_forward(
     Shapes: query (B, H, T, K), key and value (B, H, S, K), T = S if causal; mask (B, 1, 1, S) or so: keys can be masked,
     pairs cannot; output (B, H, T, K). Numerator and denominator are one product: the values get a column of ones.
     `state` (B, H, K, K + 1) is what earlier tokens summed to; the cache holds it with the new ones added. A query with
-    nothing to attend to gets 0, and NaN in a masked key reaches nothing. Raises ValueError for a mask of pairs.
+    nothing to attend to gets 0, and NaN in a masked key reaches nothing. Raises ValueError for a mask of pairs, and for
+    shapes that do not fit.
     """
+    check_attention_shapes(query, key, value, mask)
+    if causal and query.shape[2] != key.shape[2]:
+        raise ValueError(f"linear_attention: expected as many keys as queries, {query.shape[2]}, got {key.shape[2]}")
     seen = None
     if mask is not None:
         mask = np.atleast_2d(mask)
@@ -60,9 +62,7 @@ def linear_attention_forward(
     sums, state = product(query_features, key_features, value_and_one, state)  # (B, H, T, K + 1)
     normalizer = np.where(sums[..., -1:] == 0, 1, sums[..., -1:])
     output = sums[..., :-1] / normalizer
-    cache = LinearAttentionCache(
-        query, key, query_features, key_features, value_and_one, output, normalizer, seen, causal, state
-    )
+    cache = LinearAttentionCache(query_features, key_features, value_and_one, output, normalizer, seen, causal, state)
     return output, cache
 
 
@@ -76,7 +76,7 @@ def linear_attention_backward(
       d_a_t = sum_{s <= t} (d_u_t . w_s) b_s      the same sum with the roles (d_u, w, b)
       d_b_s = sum_{t >= s} (w_s . d_u_t) a_t      the same sum backward in time, roles (w, d_u, a)
       d_w_s = sum_{t >= s} (b_s . a_t) d_u_t      backward in time, roles (b, a, d_u)
-    f = elu + 1:  f'(x) = 1 for x > 0, exp(x) = f(x) below
+    f = elu + 1:  f'(x) = 1 for x > 0, where f(x) > 1, and exp(x) = f(x) below: min(f(x), 1)
     """
     a, b, w = cache.query_features, cache.key_features, cache.value_and_one
     d_n = d_output / cache.normalizer
@@ -85,8 +85,8 @@ def linear_attention_backward(
     d_a, _ = product(d_u, w, b)
     d_b, _ = _backward_in_time(product, w, d_u, a)
     d_w, _ = _backward_in_time(product, b, a, d_u)
-    d_query = d_a * np.where(cache.query.real > 0, 1, a)
-    d_key = d_b * np.where(cache.key.real > 0, 1, b)
+    d_query = d_a * np.minimum(a, 1)
+    d_key = d_b * np.minimum(b, 1)
     d_value = d_w[..., :-1]
     return d_query, only_seen(d_key, cache.seen), only_seen(d_value, cache.seen)
 

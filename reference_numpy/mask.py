@@ -54,3 +54,19 @@ def allowed_pairs(
         near = np.abs(ahead) < window
         mask = near if mask is None else mask & near
     return mask
+
+
+def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:
+    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    B, H, T, K = query.shape
+    S = key.shape[2]
+    for name, array in (("key", key), ("value", value)):
+        if array.shape != (B, H, S, K):
+            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {array.shape}")
+    if mask is None:
+        return
+    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], (S, T, H, B), strict=False))
+    if mask.dtype != bool or not fits:
+        raise ValueError(
+            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {mask.shape}"
+        )

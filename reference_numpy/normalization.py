@@ -20,7 +20,8 @@ def layer_norm_forward(
     """y = weight * (x - mean) / sqrt(variance + epsilon) + bias (Ba et al. 2016).
 
     Shapes: x (..., D), weight (D,), bias (D,) or None. The variance is the biased one (divided by D) and epsilon is inside
-    the root, as in torch. A row of equal numbers gives the bias.
+    the root, as in torch. A row of equal numbers gives the bias, unless rounding of its mean
+    leaves more than the root of epsilon.
     """
     centred = x - _mean(x)
     variance = _mean_product(centred, centred)
@@ -35,7 +36,7 @@ def layer_norm_forward(
 def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Gradients of x, weight and bias.
 
-    With n = c r, c = x - mean(x), r = (mean(c^2) + eps)^(-1/2), and d_n = d_y * weight:
+    With n = c r, c = x - mean(x), r = v^(-1/2), v = mean(c^2) + eps, and d_n = d_y * weight:
       dr/dc_j = -r^3 c_j / D = -r^2 n_j / D                                              (from r = v^(-1/2))
       d_c_j = r d_n_j + (sum_i d_n_i c_i) dr/dc_j = r (d_n_j - n_j mean_i(d_n_i n_i))    (r appears in every n_i)
       d_x   = d_c - mean(d_c) = r (d_n - mean(d_n) - n mean(d_n n))                      (n has mean 0)

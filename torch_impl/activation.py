@@ -28,7 +28,7 @@ def relu_squared(x: Tensor) -> Tensor:
 
 
 class _ReLUSquared(torch.autograd.Function):
-    """With its derivative as one product: of max and square one after the other torch makes five passes over the array."""
+    """Its derivative as one product; to differentiate max and square one after the other takes torch five passes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from reference_numpy.config import ModelConfig
 from torch_impl.flash_attention import flash_attention
 from torch_impl.linear import Linear, PackedLinear, linear
 from torch_impl.linear_attention import linear_attention
-from torch_impl.mask import allowed_pairs, only_seen
+from torch_impl.mask import allowed_pairs, check_attention_shapes, only_seen
 from torch_impl.normalization import Norm
 from torch_impl.position import alibi_bias, alibi_slopes, rotary
 from torch_impl.softmax import softmax
@@ -45,23 +45,6 @@ def scaled_dot_product_attention(
         scores = scores + alibi_bias(slopes, T, S)
     weights = softmax(scores, allowed)
     return weights @ value, weights
-
-
-def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
-    B, H, T, K = query.shape
-    S = key.shape[2]
-    for name, tensor in (("key", key), ("value", value)):
-        if tensor.shape != (B, H, S, K):
-            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {tuple(tensor.shape)}")
-    if mask is None:
-        return
-    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), (S, T, H, B), strict=False))
-    if mask.dtype != torch.bool or not fits:
-        raise ValueError(
-            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
-        )
 
 
 class KeyValue:
@@ -130,12 +113,14 @@ class MultiHeadAttention(nn.Module):
         """Shapes: x (B, T, D); memory (B, S, D) or None for x itself; mask broadcastable to (B, H, T, S); output (B, T, D).
 
         `past` continues earlier tokens and takes the new ones in; in cross-attention it is filled by the first call and
-        stands for the memory afterwards. A list `keep` receives the weights (B, H, T, S).
+        stands for the memory afterwards. A list `keep` receives the weights (B, H, T, S). Raises ValueError as the spec
+        does.
         """
         config = self.config
         start = 0 if past is None or self.cross else past.length
-        if self.cross and past is not None and past.length > 0:
-            assert past.key is not None and past.value is not None
+        if self.cross and memory is None:
+            if past is None or past.key is None or past.value is None:
+                raise ValueError("memory: expected one for cross-attention, or a past that was filled by one, got neither")
             query = self._split(self.query(x), config.heads)
             query = self.query_norm(query) if config.qk_norm else query
             key, value = past.key[:, :, : past.length], past.value[:, :, : past.length]
@@ -192,6 +177,8 @@ class MultiHeadAttention(nn.Module):
         config = self.config
         if config.attention == "linear":
             state = None if past is None or self.cross else past.state
+            if mask is not None:  # of earlier tokens the state holds what was not masked
+                mask = mask[..., mask.shape[-1] - key.shape[2] :]
             output, state = linear_attention(query, key, value, mask, causal=causal, state=state)
             if past is not None and not self.cross:
                 past.state, past.length = state, past.length + key.shape[2]

@@ -1,7 +1,7 @@
 """Blocks: attention and feed-forward, each inside a residual connection with a norm."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -85,19 +85,22 @@ def recomputed(block: nn.Module, generator: Generator | None, *arguments: Any) -
     stream = generator.generator if isinstance(generator, Share) else generator
     if stream is None or isinstance(stream, torch.device):
         return checkpoint(block, *arguments, use_reentrant=False)
-    contexts = contextlib.nullcontext(), _set_back(stream, _state(stream))
+    contexts = contextlib.nullcontext(), _SetBack(stream)
     return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
 
 
-@contextlib.contextmanager
-def _set_back(stream: np.random.Generator | torch.Generator, state: Any) -> Iterator[None]:
-    """Inside, the stream goes on from `state`; afterwards from where it was."""
-    now = _state(stream)
-    _set_state(stream, state)
-    try:
-        yield  # torch leaves by an exception as soon as it has all that it needs
-    finally:
-        _set_state(stream, now)
+class _SetBack:
+    """Inside, the stream goes on from where it is now; afterwards from where it was then. Entered once per backward pass."""
+
+    def __init__(self, stream: np.random.Generator | torch.Generator) -> None:
+        self._stream, self._start = stream, _state(stream)
+
+    def __enter__(self) -> None:
+        self._then = _state(self._stream)
+        _set_state(self._stream, self._start)
+
+    def __exit__(self, *_: object) -> None:
+        _set_state(self._stream, self._then)
 
 
 def _state(stream: np.random.Generator | torch.Generator) -> Any:

@@ -17,7 +17,8 @@ from torch_impl.parameters import as_numpy
 class CachedDecoder:
     """The twin as a Decoder; see the spec's class for the arguments. Tokens go in and logits come out as NumPy arrays.
 
-    It decodes with the parameters that the model has now. `bfloat16` rounds the factors of the linear layers' products."""
+    Make a new one when the parameters change: it copies some of them and shares the others. `bfloat16` rounds the factors of
+    the linear layers' products."""
 
     def __init__(
         self,
@@ -30,11 +31,11 @@ class CachedDecoder:
     ) -> None:
         self.context = decoding_context(model.config, extrapolate)
         self._model, self._cached = _packed(model, bfloat16), cached
-        self._source = self._tensor(source)
-        self._source_padding = self._tensor(source_padding)
+        self._given = self._tensor(source), self._tensor(source_padding)
         self.restart()
 
     def restart(self) -> None:
+        self._source, self._source_padding = self._given  # in the order before any select
         self._tokens: np.ndarray | None = None
         self._past = [BlockPast() for _ in range(self._model.config.layers)] if self._cached else None
 
@@ -62,7 +63,7 @@ class CachedDecoder:
         self._source_padding = None if self._source_padding is None else self._source_padding[index]
 
     def _tensor(self, array: np.ndarray | None) -> Any:
-        return None if array is None else torch.as_tensor(np.ascontiguousarray(array), device=self._model.device)
+        return None if array is None else torch.as_tensor(np.array(array), device=self._model.device)
 
 
 def generate(

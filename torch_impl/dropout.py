@@ -1,7 +1,5 @@
 """Dropout, inverted: what is kept is scaled up in training, nothing is done in evaluation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from torch_impl.mask import allowed_pairs, only_seen
+from torch_impl.mask import allowed_pairs, check_attention_shapes, only_seen
 from torch_impl.position import alibi_bias
 
 
@@ -24,6 +24,7 @@ def flash_attention(
     (B, H, T, K). torch aligns its own causal mask at the start, ours at the end: they agree where T = S. Rows that may
     attend to nothing are given every key and then set to 0, so that no kernel meets an empty softmax.
     """
+    check_attention_shapes(query, key, value, mask)
     T, S = query.shape[2], key.shape[2]
     causal = causal and T > 1  # one query is the last: it sees every key
     if mask is None and window is None and slopes is None and (not causal or T == S):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from torch_impl.mask import only_seen
+from torch_impl.mask import check_attention_shapes, only_seen
 
 CHUNK = 64  # positions per tile: inside a tile products of pairs, between tiles the state
 
@@ -19,16 +19,20 @@ def linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, H, T, K) and the state (B, H, K, K + 1) to continue from.
 
-    Shapes: query (B, H, T, K), key and value (B, H, S, K), mask over keys (B, 1, 1, S), state as returned.
+    Shapes: query (B, H, T, K), key and value (B, H, S, K), T = S if causal; mask over keys (B, 1, 1, S), state as returned.
+    Raises ValueError as the spec does.
     """
-    query_features, key_features = _features(query), _features(key)
+    check_attention_shapes(query, key, value, mask)
+    if causal and query.shape[2] != key.shape[2]:
+        raise ValueError(f"linear_attention: expected as many keys as queries, {query.shape[2]}, got {key.shape[2]}")
+    seen = None
     if mask is not None:
         mask = torch.atleast_2d(mask)
         if mask.shape[-2] != 1:
             raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {tuple(mask.shape)}")
         seen = mask.mT  # (B, H, S, 1)
-        value = only_seen(value, seen)
-        key_features = only_seen(_features(only_seen(key, seen)), seen)
+    key, value = only_seen(key, seen), only_seen(value, seen)
+    query_features, key_features = _features(query), only_seen(_features(key), seen)
     value_and_one = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     product = causal_product if causal else full_product
     sums, state = product(query_features, key_features, value_and_one, state)

@@ -26,9 +26,10 @@ def padding_mask(lengths: Tensor, S: int) -> Tensor:
     return torch.arange(S, device=lengths.device) < lengths[:, None]
 
 
-def only_seen(x: Tensor, seen: Tensor) -> Tensor:
-    """x (B, H, S, K) where `seen` (B, H, S, 1), 0 elsewhere: for keys and values that no query may attend to."""
-    return torch.where(seen, x, 0)
+def only_seen(x: Tensor, seen: Tensor | None) -> Tensor:
+    """x (B, H, S, K) where `seen`, (B, H, S, 1) or None for everywhere, and 0 elsewhere: for keys and values that no query
+    may attend to."""
+    return x if seen is None else torch.where(seen, x, 0)
 
 
 def allowed_pairs(
@@ -50,3 +51,20 @@ def allowed_pairs(
         near = ahead.abs() < window
         mask = near if mask is None else mask & near
     return mask
+
+
+def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    B, H, T, K = query.shape
+    S = key.shape[2]
+    for name, tensor in (("key", key), ("value", value)):
+        if tensor.shape != (B, H, S, K):
+            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {tuple(tensor.shape)}")
+    if mask is None:
+        return
+    fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), (S, T, H, B), strict=False))
+    if mask.dtype != torch.bool or not fits:
+        raise ValueError(
+            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )

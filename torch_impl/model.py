@@ -44,7 +44,7 @@ class Stack(nn.Module):
         for layer, block in enumerate(self.blocks):
             own_past = None if past is None else past[layer]
             arguments = (x, mask, causal, memory, memory_mask, generator, own_past, keep)
-            again = self.recompute and torch.is_grad_enabled() and own_past is None
+            again = self.recompute and torch.is_grad_enabled() and own_past is None and keep is None
             x = recomputed(block, generator, *arguments) if again else block(*arguments)
         return x if self.final_norm is None else self.final_norm(x)
 
@@ -68,7 +68,8 @@ class Decoder(Stack):
 class Transformer(Stack):
     """The twin of the spec's model. `state_dict()` has the spec's flat names and layouts; a tied head has no entry.
 
-    The parameters are not initialised: give it the spec's, with `load_parameters`.
+    The parameters are not initialised: give it the spec's, with `load_parameters`. A `generator`, not train(), switches
+    dropout on.
     """
 
     residual_dtype: torch.dtype | None = None
@@ -134,6 +135,7 @@ class Transformer(Stack):
             x = x.to(self.residual_dtype)
         return drop(x, self.config, generator)
 
+    @torch.no_grad()
     def attention_weights(
         self,
         tokens: Tensor,

@@ -67,7 +67,7 @@ class _RMSNorm(torch.autograd.Function):
         d_normalized = d_y * weight
         along = (d_normalized * normalized).mean(dim=-1, keepdim=True)  # the part of d that changes the length of x
         d_x = torch.addcmul(d_normalized, normalized, along, value=-1).mul_(inverse)
-        return d_x, (d_y * normalized).flatten(0, -2).sum(dim=0), None
+        return d_x, (d_y * normalized).reshape(-1, weight.shape[0]).sum(dim=0), None
 
 
 class Norm(nn.Module):

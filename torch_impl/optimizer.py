@@ -55,7 +55,7 @@ def clip_gradients(parameters: Iterable[Tensor], maximum: float) -> Tensor:
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = whole(torch.nn.utils.get_total_norm(gradients))
-    torch._foreach_mul_([own_part(g) for g in gradients], torch.where(norm > maximum, maximum / norm, 1.0))
+    torch._foreach_mul_([own_part(g) for g in gradients], torch.where(norm <= maximum, 1.0, maximum / norm))
     return norm
 
 
@@ -66,7 +66,7 @@ def export_state(model: Named, optimizer: torch.optim.Optimizer) -> tuple[int, P
         state = optimizer.state.get(parameter, {})
         first[name] = as_numpy(state.get("exp_avg", torch.zeros_like(parameter)))
         second[name] = as_numpy(state.get("exp_avg_sq", torch.zeros_like(parameter)))
-        step = int(state.get("step", 0))
+        step = max(step, int(state.get("step", 0)))  # one that never had a gradient has taken none
     return step, first, second
 
 

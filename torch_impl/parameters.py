@@ -60,7 +60,7 @@ def divided(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def as_tensor(array: np.ndarray, like: torch.Tensor) -> torch.Tensor:
     """A copy of the array with the dtype of `like`, where and as `like` is held."""
-    return divided(torch.from_numpy(np.array(array)).to(like.device, like.dtype), like)
+    return divided(torch.from_numpy(np.array(array)).to(like.dtype).to(like.device), like)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

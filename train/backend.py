@@ -395,7 +395,8 @@ class TorchBackend:
         if self._processes.count == 1:
             return self
         unused = np.random.default_rng(0)  # of dropout: this one is not to train
-        return TorchBackend(self._model.config, self.parameters(), self._options, unused)
+        options = replace(self._options, compile=False, cuda_graphs=False)
+        return TorchBackend(self._model.config, self.parameters(), options, unused)
 
     def _parts(self) -> tuple[int, dict[str, Arrays]]:
         """Updates done; parameters and what the optimizers keep, by part and flat name."""
@@ -420,8 +421,8 @@ class TorchBackend:
 
         tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=bool if array.dtype == bool else np.int64))
         if self._device.type == "cuda":  # from pinned memory the copy runs beside what the device still has to do
-            tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor.to(self._device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         import torch

@@ -54,7 +54,8 @@ def complexity(config: ComplexityConfig) -> str:
     for T in tqdm(lengths, unit="length", disable=None):
         names = [name for name in FORMS if name != "plain" or T <= config.longest_plain]
         records += measure(names, T, config)
-    slopes = {f"{name} {figure}": slope(records, name, figure) for name in FORMS for figure in ("seconds", "bytes")}
+    fits = {f"{name} {figure}": slope(records, name, figure) for name in FORMS for figure in ("seconds", "bytes")}
+    slopes = {name: fit for name, fit in fits.items() if fit is not None}
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     result = {
@@ -88,12 +89,14 @@ def measure(names: list[str], T: int, config: ComplexityConfig) -> list[dict[str
     return [{"form": name, "T": T, "seconds": float(np.median(times[name])), "bytes": peaks[name]} for name in names]
 
 
-def slope(records: list[dict[str, Any]], name: str, figure: str) -> float:
-    """The exponent p of figure ~ T^p: least squares on log axes over the longer half of the lengths, where it settles."""
+def slope(records: list[dict[str, Any]], name: str, figure: str) -> float | None:
+    """The exponent p of figure ~ T^p: least squares on log axes over the longer half of the lengths, where it settles.
+
+    None for a single length."""
     points = [(record["T"], record[figure]) for record in records if record["form"] == name]
     points = points[len(points) // 2 :] if len(points) >= 4 else points
     if len(points) < 2:
-        return float("nan")
+        return None
     x, y = np.log(np.array(points, dtype=np.float64)).T
     return float(np.polyfit(x, y, 1)[0])
 
@@ -105,4 +108,4 @@ def table(records: list[dict[str, Any]], slopes: dict[str, float]) -> str:
         milliseconds, mebibytes = record["seconds"] * 1e3, record["bytes"] / 2**20
         lines.append(f"{record['T']:6d}  {record['form']:7}  {milliseconds:9.2f}  {mebibytes:9.2f}")
     fitted = [f"{name} ~ T^{value:.2f}" for name, value in slopes.items()]
-    return "\n".join([*lines, "", "fitted: " + ", ".join(fitted)])
+    return "\n".join([*lines, "", "fitted: " + (", ".join(fitted) or "nothing, for want of a second length")])

@@ -404,8 +404,9 @@ class ComplexityConfig:
     """Seed of the random inputs (non-negative integer)."""
 
     def __post_init__(self) -> None:
-        _require(self.longest >= 256, "longest", "at least 256 tokens", self.longest)
-        for name in ("longest_plain", "heads", "head_width", "repeats"):
+        for name in ("longest", "longest_plain"):
+            _require(getattr(self, name) >= 256, name, "at least 256 tokens", getattr(self, name))
+        for name in ("heads", "head_width", "repeats"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
 

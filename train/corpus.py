@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from train.checkpoint import write_atomically
 from train.plays import plays_from_wheel
 from train.progress import tqdm
 
@@ -104,7 +105,8 @@ def _load_named(name: str, progress: bool) -> Corpus:
                 "nothing was kept. Try again, or give the path of a UTF-8 text file"
             )
         try:
-            _write(path, content)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
         except OSError as error:
             _say(f"{name}: cannot be kept in the cache ({error}); going on without. TWINFORMER_CACHE names another folder")
     return Corpus(name, content.decode("utf-8"), expected)
@@ -115,19 +117,6 @@ def _read_cached(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write the whole file or nothing: a temporary file in the same folder takes the name when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too
-        os.unlink(temporary)
-        raise
 
 
 def _fetch_shakespeare(progress: bool) -> bytes:

@@ -116,10 +116,14 @@ def _windows(tokens: np.ndarray, context: int, indices: np.ndarray) -> Batch:
 def frequency_losses(split: Split, symbols: int) -> dict[str, float]:
     """Nats per token of the validation split for who knows frequencies alone: how often each of V symbols occurs in the
     training split (unigram), and how often after each other symbol (bigram). Every count starts at 1, so that none is 0."""
+    before, after = split.validation[:-1], split.validation[1:]
+    first, second = (np.bincount(part, minlength=symbols) for part in (split.training[:-1], split.training[1:]))
     pairs, asked = ((part[:-1] * symbols + part[1:]) for part in split)
-    counts = np.bincount(pairs, minlength=symbols**2).reshape(symbols, symbols)
-    chances = {"unigram": np.broadcast_to(counts.sum(axis=0) + 1.0, counts.shape), "bigram": counts + 1.0}
-    return {
-        name: float(-np.log(counted / counted.sum(axis=1, keepdims=True)).ravel()[asked].mean())
-        for name, counted in chances.items()
+    known, counts = np.unique(pairs, return_counts=True)  # a table of all pairs would be large for many symbols
+    at = np.searchsorted(known, asked).clip(max=len(known) - 1)
+    together = np.where(known[at] == asked, counts[at], 0)
+    chances = {
+        "unigram": (second[after] + 1.0) / (second.sum() + symbols),
+        "bigram": (together + 1.0) / (first[before] + symbols),
     }
+    return {name: float(-np.log(chance).mean()) for name, chance in chances.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes
@@ -52,6 +53,10 @@ def peak_memory() -> int | None:
     """The most memory so far, bytes: what torch had reserved on the GPU, else the process's own; None on Windows."""
     if gpu_name() is not None:
         return int(sys.modules["torch"].cuda.max_memory_reserved())
+    status = Path("/proc/self/status")  # on Linux getrusage would hand on what the parent had held
+    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     try:
         import resource
     except ModuleNotFoundError:

@@ -60,6 +60,9 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
     records = {record["key"]: record for record in read_records(path) if record["key"] in wanted}
     missing = [job for key, job in wanted.items() if key not in records]
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # a line that a crash tore: the next begins its own
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
     stopped, writing = threading.Event(), threading.Lock()
     context = start_method()
 

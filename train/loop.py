@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -18,14 +19,15 @@ from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
 from train.backend import Twin, create_backend, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
-from train.configuration import TrainConfig, read_run_config, with_vocabulary
+from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.data import Batch
 from train.parallel import ALONE, Processes
 from train.progress import tqdm
 from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
-FIXED = ("task", "model", "corpus", "validation_fraction", "optimizer", "seed", "dtype")
+MODEL_OPTIONS = tuple(option.name for option in fields(ModelOptions))
+FIXED = ("task", "validation_fraction", "subwords", "optimizer", "seed", "dtype", *MODEL_OPTIONS)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -125,11 +127,15 @@ class Trainer:
         )
 
     def save(self) -> None:
-        """Writes both checkpoints; the state comes first, since resuming asks for little else."""
+        """Writes both checkpoints; the state comes first, since resuming asks for little else.
+
+        Raises: ValueError when a number in it is not finite: what is on the disk stays."""
+        arrays, extra = self.twin.export_state()
+        if not all(np.isfinite(array).all() for array in arrays.values()):
+            raise self._diverged(f"a parameter or what the optimizer keeps became NaN or inf by step {self.step}")
         if self.config.average > 1 and self._is_kept(self.step):
             self._save_model(run_folder.KEPT.format(step=self.step))
             self._remove(path for _, path in run_folder.kept(self.folder)[: -self.config.average])
-        arrays, extra = self.twin.export_state()
         extra = {
             "step": self.step,
             "training_seconds": self.training_seconds,
@@ -194,8 +200,9 @@ class Trainer:
         self.step += 1
         logged = _due(self.step, config.log_every) or self.step in (1, config.steps)
         # float() waits for the device, so it stands inside the measured time and only where the figures are wanted, or where
-        # an evaluation is next, whose time is counted apart. The time of a step that is not waited for falls to a later one.
-        waits = logged or _due(self.step, config.evaluate_every)
+        # something is next whose time is not of training. The time of a step that is not waited for falls to a later one.
+        apart = _due(self.step, config.evaluate_every) or _due(self.step, config.checkpoint_every)
+        waits = logged or apart or self.step in self._snapshots
         loss, norm = (float(result.loss), float(result.gradient_norm)) if waits else (0.0, 0.0)
         seconds = time.perf_counter() - start
         self.training_seconds += seconds
@@ -213,9 +220,11 @@ class Trainer:
             )
             self._since_record = (0, 0.0)
             if not math.isfinite(loss):
-                raise ValueError(
-                    f"learning_rate: the loss became {loss} at step {self.step}; a lower rate may help, got {rate}"
-                )
+                raise self._diverged(f"the loss became {loss} at step {self.step}")
+
+    def _diverged(self, what: str) -> ValueError:
+        rate = schedule.learning_rate(self.config, self.step - 1)
+        return ValueError(f"learning_rate: {what}; a lower rate may help, got {rate}")
 
     def _evaluate(self, bar: tqdm) -> None:
         """The estimate of the validation loss on the run's fixed part of the validation set."""
@@ -231,8 +240,11 @@ class Trainer:
         Of several processes, the one that writes takes the finished model and goes on by itself."""
         if self.config.average > 1:
             self._take_the_mean()
+        self._save_model(run_folder.MODEL)  # of the mean; else again, in case that a crash came between state and model
         batches = list(self.task.validation_batches())
         loss = self._measure(batches)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the exact validation loss became {loss} at step {self.step}")
         start = time.perf_counter()
         self.twin = self.twin.alone()
         scores = self.task.scores(self.twin) if self.processes.writes else {}
@@ -254,7 +266,6 @@ class Trainer:
         arrays, extra = self.twin.export_state()
         mean = {f"parameters/{name}": array for name, array in mean_parameters(paths).items()}
         self.twin.import_state(arrays | mean, extra)
-        self._save_model(run_folder.MODEL)
 
     @property
     def _units(self) -> str:
@@ -295,12 +306,12 @@ class _Interrupts:
 
 
 def _check_same_experiment(config: TrainConfig, folder: Path, task: Task) -> None:
-    saved = read_run_config(folder)
-    for name in FIXED:
-        if getattr(saved, name) != getattr(config, name):
-            raise ValueError(f"{name}: expected {getattr(saved, name)} as in the run to resume, got {getattr(config, name)}")
-    if run_folder.text_of(folder).get("sha256") != task.facts["sha256"]:
+    saved, given = (flat_options(one) for one in (read_run_config(folder), config))
+    if saved["task"] == given["task"] and run_folder.text_of(folder).get("sha256") != task.facts["sha256"]:
         raise ValueError(f"corpus: expected the data that the run in {str(folder)!r} learnt from, got another one")
+    for name in FIXED:
+        if saved[name] != given[name]:
+            raise ValueError(f"{name}: expected {saved[name]} as in the run to resume, got {given[name]}")
 
 
 def _due(step: int, every: int) -> bool:

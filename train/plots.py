@@ -4,15 +4,16 @@ Matplotlib is imported when a picture is drawn, not before: it takes longer to l
 without pyplot, so no backend is chosen, no window opened and no global state touched.
 """
 
+import io
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from train.checkpoint import write_atomically
 from train.vocabulary import label
 
 if TYPE_CHECKING:
@@ -133,8 +134,8 @@ def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, f
         for axes, (figure_name, unit, label_text) in zip(figure.subplots(1, 2), panels, strict=True):
             for form, color, marker in zip(forms, (VERMILION, BLUE, GREEN), "so^", strict=True):
                 points = np.array([(r["T"], r[figure_name] * unit) for r in records if r["form"] == form])
-                exponent = slopes[f"{form} {figure_name}"]
-                text = f"{form}, fitted $T^{{{exponent:.2f}}}$"
+                exponent = slopes.get(f"{form} {figure_name}")  # none was fitted to a single length
+                text = form if exponent is None else f"{form}, fitted $T^{{{exponent:.2f}}}$"
                 axes.plot(*points.T, color=color, marker=marker, markersize=4.5, label=text)
             axes.set(xscale="log", yscale="log", xlabel="length T (tokens)", ylabel=label_text)
             lengths = sorted({record["T"] for record in records})[::2]
@@ -337,14 +338,7 @@ def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
 
 
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Write the whole picture or nothing: a temporary file in the same folder takes the name when it is complete."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            dots = min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches()))
-            figure.savefig(file, format="png", dpi=dots)
-        os.replace(temporary, path)
-    except BaseException:  # Ctrl-C too
-        os.unlink(temporary)
-        raise
+    """Write the whole picture or nothing."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches())))
+    write_atomically(Path(path), picture.getvalue())

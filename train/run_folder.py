@@ -56,10 +56,14 @@ def choose(config: TrainConfig) -> Path:
 
 
 def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Mapping[str, bytes]) -> None:
-    """Creates the folder, or clears it of the run that is overwritten; writes config.json and `files`. Raises: OSError."""
+    """Creates the folder, or clears it of the run that is overwritten; writes config.json and `files`.
+
+    Raises: ValueError when something has come into the folder since it was chosen; OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     if config.resume is None:
-        for path in own_files(folder):
+        if not config.overwrite and any(folder.iterdir()):
+            raise ValueError(f"output: expected {str(folder)!r} to be still empty; another run has begun there meanwhile")
+        for path in [*own_files(folder), *folder.glob(".*.part")]:  # the last are of a process that was killed
             path.unlink()
     for name, file in files.items():
         write_atomically(folder / name, file)

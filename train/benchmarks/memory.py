@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from train.flops import peak_memory
+
 
 def peak_bytes(shape: str, name: str, folder: str | None) -> int | None:
     """What the process prints; None on a system without the module resource, such as Windows."""
@@ -27,24 +29,13 @@ def main(shape: str, name: str, folder: str | None = None) -> None:
         import x_transformers  # noqa: F401  # libraries do not count
     elif name == "GPT-2 (HF)":
         from transformers import GPT2LMHeadModel  # noqa: F401  # nor these
-    before = _high_water()
+    before = peak_memory()
     chosen = contenders(folder, compiled=True)[name](SHAPES[shape], SHAPES[shape].random_batch(0))
     for _ in range(3):
         chosen.step()
-    print(_high_water() - before)
-
-
-def _high_water() -> int:
-    """The most bytes that this process has held. On Linux getrusage would hand on what the parent had held."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    after = peak_memory()
+    assert before is not None and after is not None  # else there is no module resource either
+    print(after - before)
 
 
 if __name__ == "__main__":

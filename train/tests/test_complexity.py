@@ -12,9 +12,11 @@ from train.configuration import ComplexityConfig
 def test_command(tmp_path, capsys):
     arguments = ["--longest", "512", "--longest-plain", "256", "--heads", "1", "--head-width", "2", "--repeats", "1"]
     assert main(["complexity", "--output", str(tmp_path), *arguments]) == 0
-    assert "fitted: plain seconds" in capsys.readouterr().out
+    assert "fitted: tiled seconds" in capsys.readouterr().out
     result = json.loads((tmp_path / "complexity.json").read_text())
     assert [(r["form"], r["T"]) for r in result["records"] if r["form"] == "plain"] == [("plain", 256)]
+    assert "plain seconds" not in result["slopes"]  # of one length there is no slope
+    assert "tiled seconds" in result["slopes"]
     assert (tmp_path / "complexity.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -59,7 +59,7 @@ def test_ablate_reports_and_goes_on(tmp_path, text, capsys):
     assert (folder / "ablation.png").read_bytes().startswith(PNG)
     # what is finished stays, a torn line is made again, and nothing else runs
     lines = (folder / "runs.jsonl").read_text().splitlines(keepends=True)
-    (folder / "runs.jsonl").write_text("".join([*lines[:-1], lines[-1][:40] + "\n"]))
+    (folder / "runs.jsonl").write_text("".join([*lines[:-1], lines[-1][:40]]))
     assert main(["ablate", *arguments]) == 0
     again = read_records(folder / "runs.jsonl")
     assert [record["key"] for record in again] == [record["key"] for record in records]

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_impl.block import Block
 from torch_impl.optimizer import newton_schulz
-from train import schedule
+from train import run_folder, schedule
 from train.backend import _take_graphs
 from train.checkpoint import load_model
 from train.configuration import Optimizer, Schedule, read_run_config
@@ -143,21 +143,70 @@ def test_either_twin_goes_on_from_the_others_checkpoint(tmp_path, first, second,
 
 @pytest.mark.parametrize(
     ("changes", "name"),
-    [({"seed": 5}, "seed"), ({"dtype": "float32"}, "dtype"), ({"steps": 5}, "steps"), ({"validation_fraction": 0.2}, "val")],
+    [
+        ({"seed": 5}, "seed"),
+        ({"dtype": "float32"}, "dtype"),
+        ({"steps": 5}, "steps"),
+        ({"validation_fraction": 0.2}, "validation_fraction"),
+        ({"subwords": 7}, "subwords"),
+    ],
 )
 def test_resuming_another_experiment_is_refused_and_loses_nothing(tmp_path, changes, name):
     config = options(tmp_path / "run", steps=6)
     folder = run(config)
     before = snapshot(folder)
-    with pytest.raises(ValueError, match=f"^{name}.*: expected "):
+    with pytest.raises(ValueError, match=f"^{name}: expected "):
         prepare(replace(resumed(config, folder), **changes))
     other_model = replace(config.model, width=32)
-    with pytest.raises(ValueError, match=r"^model: expected "):
+    with pytest.raises(ValueError, match=r"^width: expected 16 as in the run to resume, got 32"):
         prepare(replace(resumed(config, folder), model=other_model))
     (tmp_path / "text.txt").write_text("another text, " * 500)
-    with pytest.raises(ValueError, match=r"^(corpus|model): expected "):
+    with pytest.raises(ValueError, match=r"^corpus: expected "):
         prepare(resumed(config, folder))
     assert snapshot(folder) == before
+
+
+def test_the_text_may_have_moved(tmp_path):
+    """What counts is what stands in it."""
+    config = options(tmp_path / "run", steps=6)
+    folder = run(config)
+    moved = (tmp_path / "text.txt").rename(tmp_path / "moved.txt")
+    run(replace(resumed(config, folder), corpus=str(moved), steps=8))
+    assert records(folder)[-1]["step"] == 8
+
+
+@pytest.mark.parametrize("average", [1, 2])
+def test_a_crash_between_state_and_model_is_made_good(tmp_path, average):
+    """Resuming a run that has done its last step writes the model that belongs to it."""
+    config = options(tmp_path / "run", steps=6, checkpoint_every=3, average=average)
+    folder = run(config)
+    model = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").unlink()
+    run(resumed(config, folder))
+    assert (folder / "model.safetensors").read_bytes() == model
+
+
+def test_what_is_not_finite_replaces_no_checkpoint(tmp_path):
+    """Also where the step is not logged, so that its loss is not looked at."""
+    config = options(tmp_path / "run", steps=4, checkpoint_every=4, log_every=100, evaluate_every=0)
+    folder = run(config)
+    before = state(folder)
+    worse = replace(resumed(config, folder), steps=12, learning_rate=1e200, clip_norm=0.0)
+    with pytest.raises(ValueError, match="learning_rate: a parameter or what"), np.errstate(all="ignore"):
+        run(worse)
+    assert state(folder) == before
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    """Both found it free; the second to write is told."""
+    config = options(tmp_path / "run")
+    chosen = [run_folder.choose(config) for _ in range(2)]
+    assert chosen[0] == chosen[1]
+    run_folder.open_for(config, chosen[0], {}, {})
+    before = snapshot(chosen[0])
+    with pytest.raises(ValueError, match=r"output: expected .* to be still empty; another run has begun there meanwhile"):
+        run_folder.open_for(config, chosen[1], {}, {})
+    assert snapshot(chosen[0]) == before
 
 
 def test_resuming_a_finished_run_reports_again_and_changes_no_figure(tmp_path):
