@@ -11,6 +11,7 @@ import posixpath
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -73,7 +74,7 @@ class Page(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build the site and say where it is; the exit status is 2 where it cannot be built."""
     parser = argparse.ArgumentParser(prog="python -m blog.build", description="Build the site.")
-    parser.add_argument("--output", type=Path, default=SITE, help="folder to write, emptied first")
+    parser.add_argument("--output", type=Path, default=SITE, help="folder to write: new, empty or with a site in it")
     folder = parser.parse_args(arguments).output
     try:
         build(folder)
@@ -85,15 +86,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build(folder: Path) -> None:
-    """Write the whole site into the folder, which is emptied first. Raises ValueError for a link that leads nowhere."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "index.html").exists():
-        raise ValueError(f"output: expected a folder that is empty or holds a site, got {str(folder)!r}")
-    shutil.rmtree(folder, ignore_errors=True)
-    site = Site(folder)
-    for page in site.pages():
-        site.write(page)
-    site.copy_files()
-    (folder / "site.css").write_text(style(), encoding="utf-8")
+    """Write the whole site; one that the folder holds gives way when the new one is complete.
+
+    Raises ValueError for a folder that holds something else, and for a link that leads nowhere."""
+    css = folder / "site.css"
+    ours = css.is_file() and css.read_text(encoding="utf-8").startswith(STYLE.read_text(encoding="utf-8").splitlines()[0])
+    if folder.exists() and not ours and any(folder.iterdir()):
+        raise ValueError(f"output: expected a folder that is empty or holds a site of ours, got {str(folder)!r}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+        site = Site(Path(beside) / "site")
+        for page in site.pages():
+            site.write(page)
+        site.copy_files()
+        (site.folder / "site.css").write_text(style(), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        site.folder.rename(folder)
 
 
 class Site:

@@ -1,12 +1,16 @@
 """Masks: spec and twin against a brute-force statement of the rule."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.strategies import integers, sizes
+from reference_numpy import attention, flash_attention
 from reference_numpy import mask as spec
+from torch_impl import attention as twin_attention
+from torch_impl import flash_attention as twin_flash_attention
 from torch_impl import mask as twin
 
 
@@ -57,3 +61,35 @@ def test_only_seen(B, S, K):
     assert (spec.only_seen(x, seen) == expected).all()
     assert (twin.only_seen(torch.from_numpy(x), torch.from_numpy(seen)).numpy() == expected).all()
     assert spec.only_seen(x, None) is x
+    assert twin.only_seen(x, None) is x
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"mask": np.ones((5, 3), bool)},
+            r"mask must be bool and broadcast to \(B, H, T, S\) = \(2, 4, 3, 5\), got bool \(5, 3\)",
+        ),
+        ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask must .* got bool \(1, 2, 4, 3, 5\)"),
+        ({"mask": np.ones((3, 5))}, r"mask must be bool and broadcast to .* got float64 \(3, 5\)"),
+        ({"key": np.zeros((2, 4, 5, 7))}, r"key must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
+        ({"value": np.zeros((2, 4, 4, 6))}, r"value must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),
+    ],
+)
+def test_shapes_that_do_not_fit(change, message):
+    arguments = {
+        "query": np.zeros((2, 4, 3, 6)),
+        "key": np.zeros((2, 4, 5, 6)),
+        "value": np.zeros((2, 4, 5, 6)),
+        "mask": None,
+    }
+    arguments |= change
+    for function in (attention.scaled_dot_product_attention_forward, flash_attention.flash_attention_forward):
+        with pytest.raises(ValueError, match=message):
+            function(**arguments)
+    tensors = {name: None if a is None else torch.from_numpy(a) for name, a in arguments.items()}
+    message = message.replace("float64", "torch.float64").replace("got bool", "got torch.bool")
+    for function in (twin_attention.scaled_dot_product_attention, twin_flash_attention.flash_attention):
+        with pytest.raises(ValueError, match=message):
+            function(**tensors)

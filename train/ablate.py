@@ -80,7 +80,7 @@ def plan(config: AblateConfig) -> tuple[dict[str, Any], list[Variant]]:
         if name not in studies:
             raise ValueError(f"study: expected one of {', '.join(studies)}, got {name!r}")
     variants = [Variant(BASELINE, BASELINE, {}, ())]
-    for study in config.study or studies:
+    for study in dict.fromkeys(config.study) or studies:
         for name, changes in studies[study]["variants"].items():
             faults = tuple(changes.pop("faults", ()))
             variants.append(Variant(study, name, changes, faults))

@@ -233,13 +233,14 @@ def _starting_point(arguments: list[str]) -> TrainConfig:
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:
-    """The value that `option` has among the arguments, looked up before tyro reads them."""
+    """The last value that `option` has among the arguments, as tyro has it, looked up before tyro reads them."""
+    value = None
     for position, argument in enumerate(arguments):
         if argument == option and position + 1 < len(arguments):
-            return arguments[position + 1]
+            value = arguments[position + 1]
         if argument.startswith(option + "="):
-            return argument.removeprefix(option + "=")
-    return None
+            value = argument.removeprefix(option + "=")
+    return value
 
 
 @contextlib.contextmanager

@@ -89,7 +89,7 @@ def plan(config: PitfallsConfig) -> list[Pitfall]:
             raise ValueError(f"only: expected one of {', '.join(content)}, got {name!r}")
     overrides = {name: value for name in ("steps", "corpus") if (value := getattr(config, name)) is not None}
     found = []
-    for name in config.only or content:
+    for name in dict.fromkeys(config.only) or content:
         entry = content[name]
         faults = tuple(entry.get("faults", ()))
         options = {**base, **entry.get("options", {}), **overrides}

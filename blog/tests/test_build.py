@@ -64,8 +64,23 @@ def test_the_post_shows_its_figures_and_formulas(site, pages):
 def test_a_folder_with_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("mine")
     assert build.main(["--output", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("blog: error: output: expected a folder that is empty or holds a site")
+    assert capsys.readouterr().err.startswith("blog: error: output: expected a folder that is empty or holds a site of ours")
     assert (tmp_path / "precious.txt").exists()
+    (tmp_path / "index.html").write_text("a page of my own")
+    assert build.main(["--output", str(tmp_path)]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "precious.txt"]
+
+
+def test_a_site_that_cannot_be_built_leaves_the_old_one(tmp_path, monkeypatch):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "site.css").write_text(build.STYLE.read_text(encoding="utf-8"))
+    (folder / "index.html").write_text("the old one")
+    monkeypatch.setattr(build.Site, "pages", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build.build(folder)
+    assert (folder / "index.html").read_text() == "the old one"
+    assert [path.name for path in tmp_path.iterdir()] == ["site"]
 
 
 def test_a_link_to_nothing_is_an_error(tmp_path):

@@ -533,7 +533,10 @@ function stop() {
 
 function play() {
   if (timer !== null) return stop();
-  if (state.time === DATA.moments.length - 1) state.time = -1;
+  if (state.time === DATA.moments.length - 1) {
+    state.time = 0;
+    show();
+  }
   $("play").textContent = "■";
   $("play").setAttribute("aria-label", "Stop");
   timer = setInterval(() => {
@@ -552,9 +555,13 @@ function setTheme(name) {
 
 /** A link may choose: attention.html#stack=2&layer=1&head=0&time=3&row=7&column=2 */
 function readAddress() {
-  const most = { stack: DATA.stacks.length - 1, time: DATA.moments.length - 1 };
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (name in state && /^\d+$/.test(value)) state[name] = Math.min(Number(value), most[name] ?? Infinity);
+    if (name in state && /^\d+$/.test(value)) state[name] = Number(value);
+  }
+  state.stack = Math.min(state.stack, DATA.stacks.length - 1);
+  state.time = Math.min(state.time, DATA.moments.length - 1);
+  for (const [name, labels] of [["row", "rows"], ["column", "columns"]]) {
+    if (state[name] !== null) state[name] = Math.min(state[name], DATA.stacks[state.stack][labels].length - 1);
   }
 }
 

@@ -216,15 +216,31 @@ def test_no_label_is_cut(chromium, tmp_path):
     path.write_text(attention_page([Moment(1, None, [stack(generator, "cross", labels, labels)])], "", ""), encoding="utf-8")
     with opened(chromium, path) as page:
         settled(page)
-        width, margin, codes = page.evaluate("""(() => {
+        width, margin, opaque = page.evaluate("""(() => {
             const { width, height } = $("matrix");
-            return [width, matrix.margin, [...$("matrix").getContext("2d").getImageData(0, 0, width, height).data]];
+            const { data } = $("matrix").getContext("2d").getImageData(0, 0, width, height);
+            const opaque = Array.from({ length: width * height }, (_, pixel) => Number(data[4 * pixel + 3] > 0));
+            return [width, matrix.margin, opaque.join("")];
         })()""")
-        inked = np.array(codes).reshape(-1, width, 4)[:, :, 3] > 0
+        inked = np.array(list(opaque)).reshape(-1, width) == "1"
         assert inked[: margin - 2].any(), "labels stand above the matrix"
         assert inked[:, : margin - 2].any(), "and beside it"
         assert not inked[0].any()
         assert not inked[:, 0].any()
+
+
+def test_a_link_beyond_the_text_chooses_the_last_token(chromium, path):
+    with opened(chromium, path, "#row=3&column=9999") as page:
+        settled(page)
+        assert page.evaluate("[state.row, state.column]") == [3, 12]
+
+
+def test_playing_again_begins_at_the_first_moment(chromium, path):
+    with opened(chromium, path) as page:
+        settled(page)
+        page.click("#play")
+        assert page.evaluate("state.time") == 0
+        page.select_option("#head", "1")  # what is shown meanwhile is of that moment
 
 
 def test_query_and_key_give_the_score(chromium, path, moments, detail):

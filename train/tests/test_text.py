@@ -85,7 +85,7 @@ def test_a_masked_model_learns_and_reports(tmp_path, capsys):
     text = str(write_text(tmp_path / "text.txt", 4000))
     shape = ["--width", "32", "--heads", "2", "--layers", "2", "--context", "32", "--batch", "8"]
     arguments = ["--corpus", text, "--output", str(tmp_path / "run"), *shape, "--device", "cpu", "--threads", "1"]
-    assert main(["train", "--preset", "masked", *arguments, "--steps", "500", "--warmup", "20"]) == 0
+    assert main(["train", "--preset", "masked", *arguments, "--steps", "300", "--warmup", "20"]) == 0
     folder = tmp_path / "run"
     scores = json.loads((folder / "scores.json").read_text())
     assert scores["accuracy"] > 0.5
