@@ -340,7 +340,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     waiting = [fault for key, fault in now.items() if key not in results]
     if options.again:
         waiting = [now[key] for key, row in results.items() if row["outcome"] == "survived" and not why(*key)]
-    elif options.count:
+    elif options.count > 0:
         to_judge = [place for place, fault in enumerate(waiting, 1) if not why(*key_of(fault))]
         waiting = waiting[: to_judge[options.count - 1]] if options.count < len(to_judge) else waiting
     for row in judged(waiting, 1 if options.again else PARTS, options.jobs, options.limit):

@@ -88,8 +88,13 @@ class ModelConfig:
         _require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
         _require(self.softcap is None or 0 < self.softcap < math.inf, "softcap", "a finite number above 0", self.softcap)
         _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _require(self.norm_epsilon > 0, "norm_epsilon", "above 0", self.norm_epsilon)
-        _require(self.initial_deviation >= 0, "initial_deviation", "at least 0", self.initial_deviation)
+        _require(0 < self.norm_epsilon < math.inf, "norm_epsilon", "a finite number above 0", self.norm_epsilon)
+        _require(
+            0 <= self.initial_deviation < math.inf,
+            "initial_deviation",
+            "a finite number of at least 0",
+            self.initial_deviation,
+        )
         if self.position == "rotary":
             _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", self.heads)
         if self.attention == "linear":

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import AblateConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_ablation
@@ -47,7 +47,7 @@ def ablate(config: AblateConfig) -> str:
     options, variants = plan(config)
     load_corpus(options["corpus"])  # fetched once, not by every process
     jobs = [[_job(options, variant, seed) for variant in variants] for seed in range(config.seeds)]
-    folder = Path(config.output)
+    folder = output_folder(config.output)
     records = run_all([job for row in jobs for job in row], folder / RUNS, config.jobs)
     results = summaries(variants, [[records[job.key] for job in column] for column in zip(*jobs, strict=True)])
     result = {

@@ -13,7 +13,7 @@ from reference_numpy.parameters import parameter_count
 from train import run_folder
 from train.attention_page import Moment, QueryKey, attention_page
 from train.attention_plots import plot_rollout, plot_statistics, plot_trace, trace
-from train.checkpoint import write_atomically
+from train.checkpoint import output_file, write_atomically
 from train.configuration import AttentionConfig, Backend, Device
 from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read, rollout
 from train.plots import plot_attention
@@ -26,6 +26,7 @@ def attention(config: AttentionConfig) -> list[Path]:
 
     Raises: ValueError when the run has no usable model, a text is too long or missing or one too many, or a character is not
     in the vocabulary."""
+    output_file("output" if config.html is None else "html", config.output if config.html is None else config.html)
     trained = load_trained(config.run, config.backend, config.device)
     reading = read(trained, config.text, config.source)
     if config.html is not None:

@@ -26,7 +26,7 @@ from parity_tests.compare import central_difference, derivative_by_complex_step,
 from reference_numpy.model import ModelCache
 from train import streams
 from train.backend import torch_device
-from train.checkpoint import write_atomically
+from train.checkpoint import output_file, write_atomically
 from train.configuration import CheckConfig, Device
 from train.plots import plot_check
 from train.progress import tqdm
@@ -92,9 +92,7 @@ def check(config: CheckConfig) -> int:
     if not LONGDOUBLE_IS_WIDER:
         raise ValueError("check: expected a machine whose longdouble is wider than double, to have a truth to compare with")
     for name in ("json", "plot"):
-        path = getattr(config, name)
-        if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
-            raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
+        output_file(name, getattr(config, name))
     subject = create_subject(config)
     rows = compare(subject, config.witnesses, config.elements, config.device)
     ranked = sorted(rows, key=lambda row: row.ratio)
@@ -214,7 +212,8 @@ def _sides(cache: ModelCache) -> list[bytes]:
                 found.append(block.feed_forward.sublayer.activation)
             for residual in (block.attention, block.cross_attention):
                 if config.attention == "linear" and residual is not None:
-                    found += [residual.sublayer.attention.query, residual.sublayer.attention.key]
+                    linear = residual.sublayer.attention
+                    found += [linear.query_features - 1, linear.key_features - 1]  # elu + 1 passes 1 where its input is 0
     return [(array > 0).tobytes() for array in found]
 
 

@@ -42,6 +42,21 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def output_folder(path: str) -> Path:
+    """The folder for what a command writes, made if it is not there. Raises: ValueError where it cannot be."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output: expected a folder that can be written, got {path!r} ({error.strerror})") from error
+    return Path(path)
+
+
+def output_file(name: str, path: str | None) -> None:
+    """Raises: ValueError for a file that has no folder or is one, before the work for it is done; None is no file."""
+    if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
+        raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
+
+
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """Writes named arrays with `extra` (JSON values) in the header, atomically; `kind` says which checkpoint it is."""
     header = {KEY: json.dumps({"version": VERSION, "kind": kind, "extra": extra})}

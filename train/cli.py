@@ -62,9 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as in `twinformer check | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         if speaks():
-            print(f"twinformer: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"twinformer: error: {' '.join(str(error).split()) or 'not enough memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
         if speaks():

@@ -11,13 +11,12 @@ import json
 import time
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from reference_numpy import attention, flash_attention, linear_attention
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import ComplexityConfig
 from train.plots import plot_complexity
 from train.progress import tqdm
@@ -49,6 +48,7 @@ FORMS: dict[str, Pass] = {"plain": plain, "tiled": tiled, "linear": linear}
 
 def complexity(config: ComplexityConfig) -> str:
     """Measure, write complexity.json and complexity.png into the output folder, and return the table."""
+    folder = output_folder(config.output)
     records: list[dict[str, Any]] = []
     lengths = [2**k for k in range(8, 30) if 2**k <= config.longest]
     for T in tqdm(lengths, unit="length", disable=None):
@@ -56,8 +56,6 @@ def complexity(config: ComplexityConfig) -> str:
         records += measure(names, T, config)
     fits = {f"{name} {figure}": slope(records, name, figure) for name in FORMS for figure in ("seconds", "bytes")}
     slopes = {name: fit for name, fit in fits.items() if fit is not None}
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     result = {
         "heads": config.heads,
         "head_width": config.head_width,

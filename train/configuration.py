@@ -45,6 +45,10 @@ CONFIG_FILE = "config.json"
 RUN_FORMAT = "twinformer run 1"
 
 
+MOST_THREADS = 1024  # far more than these, and a library crashes
+MOST_PENALTY = 10  # an exponent: lengths to it must stay within floating point
+
+
 @dataclass(frozen=True)
 class ModelOptions(ModelConfig):
     """The model's options that a user chooses; the task decides its kind and how many symbols there are."""
@@ -190,6 +194,8 @@ class TrainConfig:
             _require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
         for name in ("momentum", "beta1", "beta2", "input_noise", "label_smoothing"):
             _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        _require(self.threads <= MOST_THREADS, "threads", f"at most {MOST_THREADS}", self.threads)
+        _require(self.length_penalty <= MOST_PENALTY, "length_penalty", f"at most {MOST_PENALTY}", self.length_penalty)
         _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
         if self.average > 1:
             _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
@@ -247,7 +253,7 @@ class GenerateConfig:
         _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
         _require(self.beams is None or self.beams >= 1, "beams", "at least 1", self.beams)
         penalty = 0.0 if self.length_penalty is None else self.length_penalty
-        _require(0 <= penalty < float("inf"), "length_penalty", "a finite number of at least 0", penalty)
+        _require(0 <= penalty <= MOST_PENALTY, "length_penalty", f"at least 0 and at most {MOST_PENALTY}", penalty)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         numpy_in_bfloat16 = self.backend == "numpy" and self.dtype == "bfloat16"
         _require(not numpy_in_bfloat16, "dtype", "float32 for the numpy backend", self.dtype)

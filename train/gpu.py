@@ -36,8 +36,9 @@ from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
 from train.backend import create_backend, torch_device
 from train.check import check
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
+from train.corpus import load_corpus
 from train.data import Batch
 from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_token
 from train.gpu_report import report, summarize
@@ -65,7 +66,6 @@ TINY: dict[str, Any] = {
     "cuda_graphs": False,
     "dtype": "float32",
 }
-OF_A_RUN = ("seed", "output", "overwrite")
 PADDED_VOCABULARY = 50304  # GPT-2's 50257 and symbols that never occur, to a multiple of 128: products are faster
 
 
@@ -103,10 +103,20 @@ TINY_VARIANT = Variant(2, compiled=False, residual=True, tuned=True, unbiased=Tr
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the parts that are asked for; 0 if all went well and agreed."""
-    options = _options(arguments)
-    out, status = Path(options.out), 0
-    out.mkdir(parents=True, exist_ok=True)
+    """Runs the parts that are asked for; 0 if all went well and agreed, 2 for what makes no sense."""
+    try:
+        return _main(_options(arguments))
+    except (ValueError, OSError) as error:
+        print(f"gpu: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _main(options: argparse.Namespace) -> int:
+    out, status = output_folder(options.out), 0
+    if "shakespeare" in options.parts and not options.report:
+        for seed in options.seeds:  # before anything runs
+            train_config(_run_options(options, seed)[0], "--set")
+        load_corpus(options.corpus)
     work = [] if options.report else _work(options)
     if len(work) == 1:
         status = _done(options, *work[0])
@@ -190,12 +200,10 @@ def _losses(options: TrainConfig, dropout: float, count: int) -> list[float]:
 
 def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One run with this seed: what it reached, and what it took; the run's folder lies beside."""
-    folder = Path(options.out) / f"shakespeare-{seed}"
-    changes = tomllib.loads("\n".join(options.set))
-    changes |= {"seed": seed, "output": str(folder), "overwrite": True, "corpus": _corpus(options)}
-    base = flat_options(preset("shakespeare-gpu")) | (TINY if options.tiny else {})
+    chosen, changes = _run_options(options, seed)
+    folder = Path(chosen["output"])
     start = time.perf_counter()
-    config = train_config(base | changes, "--set")
+    config = train_config(chosen | {"corpus": _corpus(options)}, "--set")
     outcome = train_and_report(config)
     return {
         "seed": seed,
@@ -207,9 +215,20 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "parameters": parameter_count(replace(config.model, vocabulary=_symbols(folder))),
         "utilisation": utilisation(config, read_log(folder)),
         "peak_memory_bytes": peak_memory(),
-        "changes": {name: value for name, value in changes.items() if name not in OF_A_RUN and value != base[name]},
+        "changes": changes,
         "environment": environment() | {"gpu": gpu_name()},
     }
+
+
+def _run_options(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the run with this seed, and what of them is not the preset's."""
+    base = flat_options(preset("shakespeare-gpu")) | (TINY if options.tiny else {})
+    try:
+        changes = tomllib.loads("\n".join(options.set)) | {"corpus": options.corpus}
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"--set: expected 'NAME = VALUE' as in TOML, got {' '.join(options.set)} ({error})") from error
+    own = {"seed": seed, "output": str(Path(options.out) / f"shakespeare-{seed}"), "overwrite": True}
+    return base | changes | own, {name: value for name, value in changes.items() if value != base.get(name)}
 
 
 def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
@@ -282,8 +301,6 @@ def _corpus(options: argparse.Namespace) -> str:
     """The text to learn; for tuning a file of its training split alone, which the run splits again."""
     if not options.tune:
         return str(options.corpus)
-    from train.corpus import load_corpus
-
     text = load_corpus(options.corpus).text
     path = Path(options.out) / "training-split.txt"
     path.write_text(text[: int(round(len(text) * (1 - preset("shakespeare-gpu").validation_fraction), 6))], encoding="utf-8")

@@ -9,12 +9,12 @@ into it (Elhage et al. 2021; Olsson et al. 2022). A single layer cannot, and is 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import math
 from typing import Any
 
 import numpy as np
 
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import InductionConfig, TrainConfig, train_config
 from train.data import Batch
 from train.experiment_plots import plot_induction
@@ -33,9 +33,8 @@ RESULT, PLOT = "induction.json", "induction.png"
 
 def induction(config: InductionConfig) -> str:
     """Trains both models, writes induction.json and induction.png, and returns a summary."""
+    folder = output_folder(config.output)
     histories = {layers: in_a_process(f"{layers} layers", learn, (config, layers)) for layers in LAYERS}
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
     chance = float(np.log(SYMBOLS))
     result = {
         "symbols": SYMBOLS,
@@ -126,7 +125,10 @@ def summary(result: dict[str, Any]) -> str:
 
 def _loss(twin: Any, batch: Batch, where: np.ndarray) -> float:
     part = Batch(batch.tokens, np.where(where, batch.targets, -1))
-    return float(twin.evaluate_loss(part) / part.counted)
+    loss = float(twin.evaluate_loss(part) / part.counted)
+    if not math.isfinite(loss):
+        raise ValueError(f"learning_rate: the loss became {loss}; a lower rate may help")
+    return loss
 
 
 def _options(config: InductionConfig, layers: int) -> TrainConfig:

@@ -48,6 +48,8 @@ class Job(NamedTuple):
         """What was chosen, as a hash: options that differ from their defaults, faults, looks."""
         config, defaults = (flat_options(one) for one in (train_config(self.options, self.name), TrainConfig()))
         told = {name: value for name, value in config.items() if value != defaults[name] and name not in OF_THE_CALL}
+        if Path(config["corpus"]).is_file():  # not of a name, whose text never changes
+            told["corpus"] = hashlib.sha256(Path(config["corpus"]).read_bytes()).hexdigest()
         content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -126,31 +128,34 @@ def perform(job: Job) -> Record:
 
 
 def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, context: Any = None) -> Result:
-    """What the function answers in a fresh process, silent; `name` stands in the error if it ends otherwise."""
+    """What the function answers in a fresh process, silent. Raises: its ValueError or OSError as a ValueError, else a
+    RuntimeError with all that it says; `name` stands in both."""
     context = context or start_method()
     answer, end = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(function, argument, end), daemon=True)
     process.start()
     end.close()
     try:
-        result, failure = answer.recv()
+        result, failure, kind = answer.recv()
     except EOFError:
         process.join()
-        result, failure = None, f"the process ended with exit status {process.exitcode}"
+        result, failure, kind = None, f"the process ended with exit status {process.exitcode}", RuntimeError
     process.join()
     if failure:
-        raise RuntimeError(f"{name}: {failure}")
+        raise kind(f"{name}: {failure}")
     return result
 
 
 def _child(function: Callable[[Any], Any], argument: Any, end: Connection) -> None:
-    """Sends the result, or a text that says what went wrong."""
+    """Sends the result, or a text that says what went wrong and the kind of error to raise."""
     tqdm.set_lock(threading.RLock())  # its own would be shared among processes, and left behind when this one is stopped
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         try:
-            end.send((function(argument), ""))
+            end.send((function(argument), "", None))
+        except (ValueError, OSError) as error:  # what a user can mend
+            end.send((None, str(error), ValueError))
         except BaseException:
-            end.send((None, traceback.format_exc()))
+            end.send((None, traceback.format_exc(), RuntimeError))
 
 
 def start_method() -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import LadderConfig, flat_options, preset, train_config
 from train.corpus import load_corpus
 from train.data import split_tokens
@@ -37,7 +37,7 @@ def ladder(config: LadderConfig) -> str:
     jobs = {name: _job(name, rung, config) for name, rung in rungs.items() if "preset" in rung}
     options = next(iter(jobs.values())).options
     counted = bigram(options)
-    folder = Path(config.output)
+    folder = output_folder(config.output)
     records = run_all(list(jobs.values()), folder / RUNS, config.jobs)
     results = [
         {"rung": name, "idea": rung["idea"], **_figures(records[jobs[name].key] if name in jobs else counted)}

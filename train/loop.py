@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -91,6 +93,7 @@ class Trainer:
         self._snapshots = snapshot_steps(config.snapshots, config.steps)
         self._since_record = (0, 0.0)  # targets and seconds
         self.step = 0  # updates done
+        self._unheard = False  # whether whoever read our output has gone
         self.training_seconds = self.evaluation_seconds = 0.0
 
     def run(self, on_step: Callable[[int], None] | None = None) -> Outcome:
@@ -110,7 +113,7 @@ class Trainer:
                 self._take_snapshot()
                 if _due(self.step, config.evaluate_every) and self.step < config.steps:
                     self._evaluate(bar)
-                stop = self.processes.any(interrupts.seen)
+                stop = self.processes.any(interrupts.seen or self._unheard)
                 if _due(self.step, config.checkpoint_every) or self.step == config.steps or stop:
                     self.save()
                 if stop and self.step < config.steps:
@@ -231,8 +234,12 @@ class Trainer:
         loss = self._measure(self._estimate)
         counted = {self._units: sum(batch.counted for batch in self._estimate)}
         self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
-        if self.processes.writes:
-            bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
+        if self.processes.writes and not self._unheard:
+            try:
+                bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
+            except BrokenPipeError:  # as in `twinformer train | head`: stop as after Ctrl-C
+                self._unheard = True
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _finish(self) -> Outcome:
         """The exact validation loss, of every target of the validation set, and the scores of the task.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import PitfallsConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_pitfall
@@ -57,7 +57,7 @@ def pitfalls(config: PitfallsConfig) -> str:
     for corpus in {pitfall.options["corpus"] for pitfall in chosen}:
         load_corpus(corpus)  # fetched once, not by every process
     pairs = {pitfall.name: pitfall.jobs() for pitfall in chosen}
-    folder = Path(config.output)
+    folder = output_folder(config.output)
     records = run_all([job for pair in pairs.values() for job in pair], folder / RUNS, config.jobs)
     shown = [(pitfall, [brief(records[job.key]) for job in pairs[pitfall.name]]) for pitfall in chosen]
     result = {

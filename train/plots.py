@@ -7,6 +7,7 @@ without pyplot, so no backend is chosen, no window opened and no global state to
 import io
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,8 @@ def plot_loss(
             _annotate_last(axes, exact if len(exact) else estimates)
         for (name, value), color in zip((references or {}).items(), (GREEN, PURPLE, "black") * 9, strict=False):
             axes.axhline(value, color=color, linestyle="--", linewidth=1.2, label=f"{name}: {value:.3f}")
-        axes.set(xlabel="step", ylabel=f"loss (nats per {unit})", title=title)
+        axes.set(xlabel="step", ylabel=f"loss (nats per {unit})")
+        axes.set_title(title, parse_math=False)  # it has names of the user's in it
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
         axes.legend(loc="upper right")
@@ -170,7 +172,7 @@ def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLik
             color = "white" if 0.6 * FAINTEST < shown[row, column] <= 0 else "black"
             text = "" if math.isnan(value) else f"{value:.2g}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(title, fontsize=10, parse_math=False)
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.xaxis.tick_top()
@@ -340,5 +342,7 @@ def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
 def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write the whole picture or nothing."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches())))
+    with warnings.catch_warnings():  # a script that the font lacks is drawn as boxes, one warning a character
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
+        figure.savefig(picture, format="png", dpi=min(DOTS_PER_INCH, MOST_PIXELS / max(figure.get_size_inches())))
     write_atomically(Path(path), picture.getvalue())

@@ -8,13 +8,14 @@ import numpy as np
 
 from reference_numpy.position import alibi_slopes, rotary_tables, sinusoidal_table
 from train import run_folder
-from train.checkpoint import load_model
+from train.checkpoint import load_model, output_file
 from train.configuration import PositionsConfig
 from train.plots import plot_positions
 
 
 def positions(config: PositionsConfig) -> Path:
     """Draws the picture and returns its path. Raises: ValueError for a run whose model has learned no positions."""
+    output_file("output", config.output)
     length, width = config.length, config.width
     where, name = np.arange(length), "sinusoidal"
     table = sinusoidal_table(where, width, np.dtype(np.float64))

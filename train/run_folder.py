@@ -49,6 +49,8 @@ def choose(config: TrainConfig) -> Path:
     if config.resume is None and folder.is_dir() and any(folder.iterdir()):
         if not (folder / CONFIG).is_file():
             raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
+        if not config.overwrite and not (folder / STATE).is_file():
+            raise ValueError(f"output: {str(folder)!r} holds a run without a checkpoint; choose another, or add --overwrite")
         if not config.overwrite:
             raise ValueError(f"output: {str(folder)!r} holds a run already; choose another, --resume it, or add --overwrite")
     _check_writable(folder)

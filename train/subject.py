@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -72,6 +73,8 @@ def create_subject(config: CheckConfig) -> Subject:
         batch = random_batch(model, config.sequences, config.length, streams.stream(config.seed, "data"))
     else:
         batch = read_batch(Path(str(config.batch)), model)
+    if (batch.targets == IGNORE).all():
+        raise ValueError(f"batch: expected a target that counts, got none in {config.batch}")
     return Subject(name, parameters, model, batch, options.label_smoothing, config.seed)
 
 
@@ -158,7 +161,7 @@ def read_batch(path: Path, model: ModelConfig) -> Batch:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:  # TypeError: an .npy file, a single array
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # TypeError: a single array, .npy
         raise ValueError(f"batch: expected an .npz file of arrays, got {str(path)!r} ({error})") from error
     sources = ["source"] if model.kind == "encoder_decoder" else []
     needed = ["tokens", "targets", *sources]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from train.backend import multiplies_bfloat16
 from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
-from train.checkpoint import write_atomically
+from train.checkpoint import output_folder, write_atomically
 from train.configuration import BenchConfig, ComplexityConfig
 from train.data import random_batch
 
@@ -34,8 +33,7 @@ TOGETHER = 16  # sequences that are written at once, for the batched figures
 def bench(config: BenchConfig) -> str:
     """Measure everything, write bench.json, bench.png and BENCHMARKS.md into the output folder; return the tables."""
     keeps = keep_freed_memory()
-    folder = Path(config.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = output_folder(config.output)
     tiny = config.size == "tiny"
     sizes = {"tiny": 1} if tiny else {"small": 9 * config.repeats, "large": config.repeats}
     result: dict[str, Any] = {"machine": report.machine(), "keeps_freed_memory": keeps, "size": config.size}

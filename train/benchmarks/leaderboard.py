@@ -27,6 +27,7 @@ from typing import Any
 from reference_numpy.parameters import parameter_count
 from train.checkpoint import write_atomically
 from train.configuration import read_run_config
+from train.corpus import load_corpus
 
 CORPUS = "tinyshakespeare"
 YARDSTICK = "nanogpt"
@@ -67,9 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(nanogpt(options.nanogpt, options.corpus, options.only_nanogpt)))
         return 0
     if not options.report:
-        if options.nanogpt is None:
-            parser.error("--nanogpt: expected the folder of the yardstick's model.py, got none")
-        measure(options)
+        if options.nanogpt is None or not (Path(options.nanogpt) / "model.py").is_file():
+            parser.error(f"--nanogpt: expected the folder of the yardstick's model.py, got {options.nanogpt!r}")
+        if options.seeds < 1:
+            parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+        try:
+            measure(options)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
     write_atomically(TABLE, table(json.loads(RECORD.read_text(encoding="utf-8"))).encode())
     print(TABLE.read_text(encoding="utf-8"))
     return 0
@@ -81,6 +87,9 @@ def measure(options: argparse.Namespace) -> None:
 
     content: dict[str, Any] = {"machine": machine(), "runs": []}
     content = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else content
+    text = load_corpus(options.corpus).sha256
+    if content.setdefault("corpus", text) != text:
+        raise ValueError(f"--corpus: expected the text of {RECORD}, got another; move that file away to begin anew")
     done = {(run["name"], run["seed"]) for run in content["runs"]}
     for seed in range(options.seeds):
         for name in (YARDSTICK, *RUNS):
@@ -134,7 +143,6 @@ def nanogpt(folder: str, corpus: str, seed: int) -> dict[str, Any]:
 
     from train.allocator import keep_freed_memory
     from train.benchmarks.contenders import Shape, nanogpt_model
-    from train.corpus import load_corpus
     from train.data import covering_batches, random_batch, split_tokens
     from train.schedule import cosine
     from train.vocabulary import Vocabulary

@@ -247,6 +247,7 @@ BAD_BATCHES = {
     "padding": ({"padding": np.ones((2, 3), int)}, "batch: padding: expected bool of shape (2, 3), got int64 (2, 3)"),
     "token": ({"tokens": np.full((2, 3), 7)}, "tokens: expected 0 to 6, got 7 to 7"),
     "target": ({"targets": np.full((2, 3), -2)}, "targets: expected -1 to 6, got -2 to -2"),
+    "nothing": ({"targets": np.full((2, 3), -1)}, "batch: expected a target that counts, got none in"),
     "long": ({"tokens": np.ones((1, 6), int), "targets": np.ones((1, 6), int)}, "tokens: expected at most 5"),
 }
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from torch_impl.linear import PackedLinear
-from train.cli import main
+from train.cli import main, parse
+from train.configuration import preset
 from train.tests.runs import records, snapshot, write_text
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu"]
@@ -103,6 +104,16 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         ),
         (["attention", "--run", "no-such-run", "--text", "x"], "run: expected the folder of a run"),
         (["check", "--sequences", "0"], "sequences: expected at least 1, got 0"),
+        (["train", "--threads", "100000"], "threads: expected at most 1024, got 100000"),
+        (["train", "--length-penalty", "600"], "length_penalty: expected at most 10, got 600"),
+        (
+            ["generate", "--run", "x", "--length-penalty", "600"],
+            "length_penalty: expected at least 0 and at most 10, got 600",
+        ),
+        (["train", "--corpus", "~nobody123/x"], "corpus: expected one of shakespeare, tinyshakespeare, or the path"),
+        (["attention", "--run", "x", "--output", "nowhere/x.png"], "output: expected a file in an existing folder, got"),
+        (["attention", "--run", "x", "--html", "nowhere/x"], "html: expected a file in an existing folder, got"),
+        (["positions", "--output", "."], "output: expected a file in an existing folder, got '.'"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, monkeypatch, capsys, arguments, message):
@@ -140,10 +151,41 @@ def test_folders_that_cannot_be_written_or_hold_something(tmp_path, trained, cap
     assert "where" in refused(capsys, *train, text)
     assert "is a file" in refused(capsys, *train, text + "/below/a/file")
     assert "holds a run already" in refused(capsys, *train, trained)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.json").write_text("{}")
+    before = snapshot(tmp_path)
+    assert "holds a run without a checkpoint" in refused(capsys, *train, tmp_path / "killed")
     assert "holds something else" in refused(capsys, *train, tmp_path / "other")
     assert "holds something else" in refused(capsys, *train, tmp_path / "other", "--overwrite")
     assert "together with --resume" in refused(capsys, "train", "--resume", trained, "--output", tmp_path / "new")
     assert snapshot(tmp_path) == before
+
+
+def test_the_last_of_two_presets_counts():
+    config = parse(["train", "--preset", "tiny", "--preset", "fast"])
+    assert (config.preset, config.model.width) == ("fast", preset("fast").model.width)
+
+
+def test_a_name_is_no_formula(tmp_path):
+    """Drawn as it is, whatever it has in it."""
+    text = write_text(tmp_path / "we$ird_{x$.txt")
+    assert main([*TINY, "--steps", "2", "--corpus", str(text), "--output", str(tmp_path / "run$_{$")]) == 0
+    assert (tmp_path / "run$_{$" / "loss.png").exists()
+
+
+def test_a_reader_that_goes_stops_training_as_ctrl_c_does(tmp_path):
+    """As in `twinformer train | head -1`: a checkpoint is saved, and standard error says how to go on."""
+    text = write_text(tmp_path / "text.txt")
+    own = ["--steps", "100000", "--evaluate-every", "2", "--corpus", str(text), "--output", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "train", *TINY, *own], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 130
+    assert "to go on: twinformer train --resume" in errors.splitlines()[-1]
+    assert (tmp_path / "run" / "state.safetensors").exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parity_tests.mutants import mutated_files
-from train import ablate, induction, ladder, look, pitfalls
+from train import ablate, complexity, induction, ladder, look, pitfalls
 from train.ablate import Variant
 from train.backend import create_backend
 from train.cli import main
@@ -65,6 +65,44 @@ def test_ablate_reports_and_goes_on(tmp_path, text, capsys):
     assert [record["key"] for record in again] == [record["key"] for record in records]
     assert again[:-1] == records[:-1]
     assert again[-1]["loss"] == records[-1]["loss"]
+
+
+def test_a_text_is_known_by_what_stands_in_it(tmp_path):
+    """Not by its path: a finished training is not taken for one on another text."""
+    first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+    first.write_text("one text")
+    second.write_text("one text")
+    key = Job("x", {"corpus": str(first)}).key
+    assert Job("x", {"corpus": str(second)}).key == key
+    first.write_text("another text")
+    assert Job("x", {"corpus": str(first)}).key != key
+
+
+def test_a_training_that_cannot_begin_costs_one_line(tmp_path, capsys):
+    (tmp_path / "short.txt").write_text("too short")
+    arguments = [
+        "--only",
+        "unscaled-scores",
+        "--steps",
+        "2",
+        "--corpus",
+        tmp_path / "short.txt",
+        "--output",
+        tmp_path / "out",
+    ]
+    message = refused(capsys, "pitfalls", *arguments)
+    assert "context: expected" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("command", ["ablate", "pitfalls", "ladder", "induction", "complexity"])
+def test_a_folder_that_is_a_file_is_told_before_the_work(tmp_path, capsys, monkeypatch, command):
+    (tmp_path / "file").write_text("mine")
+    for module in (induction, pitfalls, ladder, ablate, complexity):
+        for name in {"in_a_process", "run_all", "measure"} & set(vars(module)):
+            monkeypatch.setattr(module, name, None)
+    message = refused(capsys, command, "--output", tmp_path / "file")
+    assert "output: expected a folder that can be written, got" in message
 
 
 def test_figures_of_an_ablation():

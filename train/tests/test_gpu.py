@@ -9,6 +9,7 @@ import pytest
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_count
+from train import gpu
 from train.evidence import BENCHMARKS
 from train.flops import PEAKS, peak_flops, training_flops_per_token
 from train.gpu_report import report, summarize
@@ -57,9 +58,26 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     assert "| 2 | bfloat16 residual, kernels tuned, no biases |" in table
     (step,) = (tmp_path / "out").glob("step-*.json")
     step.unlink()
-    failed = run_script(tmp_path, "--tiny", "--parts", "shakespeare", "step", "--seeds", "3", "--set", "batch = 0")
+    (tmp_path / "short.txt").write_text("too short")
+    failed = run_script(tmp_path, "--tiny", "--parts", "shakespeare", "step", "--seeds", "3", "--corpus", "short.txt")
     assert failed.returncode == 1
+    assert "gpu: error: context: expected" in failed.stderr
     assert step.exists()  # what comes after is done all the same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "dropout 0.1"], "--set: expected 'NAME = VALUE' as in TOML, got dropout 0.1"),
+        (["--set", "batch = 0"], "--set: batch: expected at least 1, got 0"),
+        (["--corpus", "nowhere"], "corpus: expected one of "),
+        (["--out", __file__], "output: expected a folder that can be written, got "),
+    ],
+)
+def test_what_makes_no_sense_is_told_before_anything_runs(tmp_path, capsys, arguments, message):
+    assert gpu.main(["--tiny", "--out", str(tmp_path / "out"), *arguments]) == 2
+    assert capsys.readouterr().err.startswith(f"gpu: error: {message}")
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_the_report_says_what_is_reached_and_what_failed(tmp_path):
