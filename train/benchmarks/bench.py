@@ -83,7 +83,7 @@ def steps(shape: Shape, rounds: int, config: BenchConfig) -> dict[str, Any]:
     records = [
         {"name": name}
         | {phase: timing.median(seconds[f"{phase} {name}"]) for phase in phases}
-        | {"spread": timing.spread(seconds[f"step {name}"])}
+        | {"spread": timing.spread(seconds[f"step {name}"]), "steps": seconds[f"step {name}"]}
         for name in made
     ]
     work = {"tokens": shape.tokens, "flops": shape.step_flops}
@@ -138,7 +138,11 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
         "count": count,
         "parameters": parameter_count(model),
         "records": [
-            {"name": name, "rate": sequences * count / timing.median(seconds[name])}
+            {
+                "name": name,
+                "rate": sequences * count / timing.median(seconds[name]),
+                "rates": [sequences * count / each for each in seconds[name]],
+            }
             for name, (sequences, _) in (functions | alone).items()
         ],
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +32,17 @@ def spread(seconds: list[float]) -> float:
     """Half the distance between the quartiles, in seconds."""
     low, high = np.percentile(seconds, (25, 75))
     return float(high - low) / 2
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Between which of the ratios their true median lies with at least 95 %, whatever their distribution: by how often so
+    many of them would fall on one side of it. From fewer than 6 the lowest and the highest, which say less."""
+    ordered, n = sorted(ratios), len(ratios)
+    outside = 0  # so many at either end can be left out
+    while sum(math.comb(n, k) for k in range(outside + 1)) / 2**n <= 0.025:
+        outside += 1
+    outside = max(outside, 1)
+    return ordered[outside - 1], ordered[n - outside]
 
 
 def _timer(function: Callable[[], object]) -> Timer:

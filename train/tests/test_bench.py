@@ -64,6 +64,19 @@ def test_rounds_take_turns():
     assert "".join(calls) == "aaabbbbbbaaa", "two calls that do not count, then one; the second round backwards"
 
 
+def test_where_a_median_lies():
+    """With 95 %: of 6 rounds all, of 9 all but the outermost two, of 45 the 16th to the 30th (tables of the sign test)."""
+    for n, rank in ((3, 1), (5, 1), (6, 1), (9, 2), (45, 16)):
+        assert timing.interval(range(n, 0, -1)) == (rank, n + 1 - rank)
+
+
+def test_a_goal_that_the_rounds_cannot_tell_is_not_decided():
+    for ratios, answer in (([0.9, 0.95, 0.99], "met"), ([0.9, 1.1, 0.95], "not decided by these rounds"), ([1.1], "missed")):
+        assert report._decided(np.array(ratios), 1.0) == answer
+    assert report._ratio(np.array([0.9, 1.1, 0.95]), 2) == "0.95 (0.90 to 1.10)"
+    assert report._ratio(np.array([0.9]), 2) == "0.90"
+
+
 def test_yardstick():
     table = {"records": [{"name": "torch.nn", "step": 2.0}, {"name": "twin", "step": 1.0}]}
     assert report.yardstick("small", table) == ("0.87 x torch.nn", 0.87 * 2.0)
