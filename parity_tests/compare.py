@@ -466,10 +466,13 @@ def _run_spec(
     wanted: Sequence[bool],
     upstream: Sequence[np.ndarray],
 ) -> Results:
-    """Outputs and gradients of the spec; asserts that it leaves its inputs as they were."""
+    """Outputs and gradients of the spec; asserts that it leaves its inputs as they were, and the cache as it was found."""
     before = [v.copy() if isinstance(v, np.ndarray) else v for v in (*values, *upstream)]
     output, cache = forward(*values)
     gradients = backward(_same_structure(upstream, output), cache)
+    again = backward(_same_structure(upstream, output), cache)
+    for one, other in zip(_aligned(gradients, wanted), _aligned(again, wanted), strict=True):
+        assert one is None or one.tobytes() == other.tobytes(), "a second backward pass from the same cache gave others"
     for old, new in zip(before, (*values, *upstream), strict=True):
         assert not isinstance(old, np.ndarray) or old.tobytes() == new.tobytes(), "the spec changed one of its inputs"
     return Results(_tuple(output), _aligned(gradients, wanted))
@@ -484,11 +487,14 @@ def _run_twin(
 ) -> Results:
     tensors = [to_tensor(np.asarray(v), dtype) if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
     leaves = [t.requires_grad_() for t, want in zip(tensors, wanted, strict=True) if want]
-    outputs = _tuple(function(*tensors))
     d_outputs = [to_tensor(d, dtype) for d in upstream]
+    given = [t for t in (*tensors, *d_outputs) if isinstance(t, torch.Tensor)]
+    before = [from_tensor(t).tobytes() for t in given]
+    outputs = _tuple(function(*tensors))
     for y in outputs:
         assert y.dtype == getattr(torch, dtype), f"the twin's output has dtype {y.dtype}, expected {dtype}"
     found = iter(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True, materialize_grads=True))
+    assert before == [from_tensor(t).tobytes() for t in given], "the twin changed one of its inputs"
     return Results(
         tuple(from_tensor(y) for y in outputs), tuple(from_tensor(next(found)) if want else None for want in wanted)
     )

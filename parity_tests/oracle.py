@@ -5,13 +5,14 @@ promises, shares no code with the twins, knows no cache, no batch and no gradien
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from reference_numpy.config import ModelConfig
 
 Parameters = dict[str, np.ndarray]
+Drop = Callable[[np.ndarray], np.ndarray]
 May = Callable[[int, int], bool]  # may the query at position t attend to the key at position s?
 
 ACTIVATIONS: dict[str, Callable[[float], float]] = {
@@ -30,18 +31,21 @@ def logits(
     padding: np.ndarray | None = None,
     source: np.ndarray | None = None,
     source_padding: np.ndarray | None = None,
+    masks: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """(B, T, V), in evaluation; the arguments are those of model_forward."""
+    """(B, T, V); the arguments are those of model_forward. In training `masks` says which units stay: (B, T, D) after each
+    embedding and after each sub-layer, in order."""
     output = []
     for b in range(len(tokens)):
+        drop = dropout(config, None if masks is None else [mask[b] for mask in masks])
         real = np.ones(tokens.shape[1], bool) if padding is None else padding[b]
         memory, source_real = None, np.ones(0, bool)
         if source is not None:
             source_real = np.ones(source.shape[1], bool) if source_padding is None else source_padding[b]
-            memory = stack(parameters, config, "encoder.", source[b], source_real, False, None, source_real)
+            memory = stack(parameters, config, "encoder.", source[b], source_real, False, None, source_real, drop)
         prefix = "" if source is None else "decoder."
         causal = config.kind != "encoder"
-        hidden = stack(parameters, config, prefix, tokens[b], real, causal, memory, source_real)
+        hidden = stack(parameters, config, prefix, tokens[b], real, causal, memory, source_real, drop)
         head = parameters["token_embedding.weight" if config.tied else "head.weight"]
         output.append([head @ x for x in hidden])
     return np.array(output)
@@ -56,6 +60,7 @@ def stack(
     causal: bool,
     memory: np.ndarray | None,
     source_real: np.ndarray,
+    drop: Drop,
 ) -> np.ndarray:
     """(T, D): embedding, blocks, and the final norm of pre-norm, for one sequence."""
 
@@ -63,17 +68,23 @@ def stack(
         near = config.window is None or abs(t - s) < config.window
         return bool(real[s]) and near and (s <= t or not causal)
 
-    x = np.array([embedding(parameters, config, int(token), t) for t, token in enumerate(tokens)])
+    x = drop(np.array([embedding(parameters, config, int(token), t) for t, token in enumerate(tokens)]))
     for layer in range(config.layers):
         own = {name.removeprefix(f"{prefix}blocks.{layer}."): value for name, value in parameters.items()}
-        x = block(x, own, config, may, memory, source_real)
+        x = block(x, own, config, may, memory, source_real, drop)
     if config.norm_position == "pre":
         x = np.array([norm(row, parameters, f"{prefix}final_norm", config) for row in x])
     return x
 
 
 def block(
-    x: np.ndarray, own: Parameters, config: ModelConfig, may: May, memory: np.ndarray | None, source_real: np.ndarray
+    x: np.ndarray,
+    own: Parameters,
+    config: ModelConfig,
+    may: May,
+    memory: np.ndarray | None,
+    source_real: np.ndarray,
+    drop: Drop,
 ) -> np.ndarray:
     """(T, D): self-attention, cross-attention if there is a memory, feed-forward; each with norm and residual."""
 
@@ -84,10 +95,24 @@ def block(
         assert memory is not None
         return attention(h, memory, own, "cross_attention", config, lambda t, s: bool(source_real[s]))
 
-    x = residual(x, self_attention, own, "attention_norm", config)
+    x = residual(x, self_attention, own, "attention_norm", config, drop)
     if memory is not None:
-        x = residual(x, cross_attention, own, "cross_attention_norm", config)
-    return residual(x, lambda h: feed_forward(h, own, config), own, "feed_forward_norm", config)
+        x = residual(x, cross_attention, own, "cross_attention_norm", config, drop)
+    return residual(x, lambda h: feed_forward(h, own, config), own, "feed_forward_norm", config, drop)
+
+
+def dropout(config: ModelConfig, masks: Sequence[np.ndarray] | None) -> Drop:
+    """What to do with the rows (T, D) behind each sub-layer: of what stays 1 / (1 - rate), of the rest nothing."""
+    if masks is None:
+        return lambda rows: rows
+    following = iter(masks)
+
+    def drop(rows: np.ndarray) -> np.ndarray:
+        stays = next(following)
+        assert stays.shape == rows.shape
+        return np.where(stays, rows / (1 - config.dropout), 0.0)
+
+    return drop
 
 
 def embedding(parameters: Parameters, config: ModelConfig, token: int, t: int) -> np.ndarray:
@@ -102,12 +127,12 @@ def embedding(parameters: Parameters, config: ModelConfig, token: int, t: int) -
 
 
 def residual(
-    x: np.ndarray, sublayer: Callable[[np.ndarray], np.ndarray], own: Parameters, name: str, config: ModelConfig
+    x: np.ndarray, sublayer: Callable[[np.ndarray], np.ndarray], own: Parameters, name: str, config: ModelConfig, drop: Drop
 ) -> np.ndarray:
     """x + f(Norm(x)) or Norm(x + f(x)), for the rows of x (T, D)."""
     if config.norm_position == "pre":
-        return x + sublayer(np.array([norm(row, own, name, config) for row in x]))
-    return np.array([norm(row, own, name, config) for row in x + sublayer(x)])
+        return x + drop(sublayer(np.array([norm(row, own, name, config) for row in x])))
+    return np.array([norm(row, own, name, config) for row in x + drop(sublayer(x))])
 
 
 def norm(x: np.ndarray, own: Parameters, name: str, config: ModelConfig) -> np.ndarray:
@@ -160,9 +185,16 @@ def weight(query: np.ndarray, key: np.ndarray, h: int, t: int, s: int, cross: bo
     if config.softcap is not None:
         score = config.softcap * math.tanh(score / config.softcap)
     if config.position == "alibi" and not cross:
-        assert config.heads & (config.heads - 1) == 0, "the definition for a power of two"
-        score -= 2.0 ** (-8 * (h + 1) / config.heads) * abs(t - s)
+        score -= slopes(config.heads)[h] * abs(t - s)
     return math.exp(score)
+
+
+def slopes(heads: int) -> list[float]:
+    """ALiBi's: 2^(-8/H), 2^(-16/H) ... for a power of two; else of the power below, then every other of the one above."""
+    if heads & (heads - 1) == 0:
+        return [2.0 ** (-8 * (h + 1) / heads) for h in range(heads)]
+    below = 2 ** math.floor(math.log2(heads))
+    return slopes(below) + slopes(2 * below)[0::2][: heads - below]
 
 
 def elu_plus_one(x: float) -> float:

@@ -85,7 +85,7 @@ def attention_masks(draw: st.DrawFn, B: int, H: int, T: int, S: int) -> np.ndarr
 @st.composite
 def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
     """Any valid combination of all options of ModelConfig, at a small size; `fixed` overrides."""
-    heads = draw(st.sampled_from([1, 2, 4]))
+    heads = draw(st.sampled_from([1, 2, 3, 4]))
     attention = fixed.get("attention") or draw(st.sampled_from(["softmax", "softmax", "softmax", "linear"]))
     softmax = attention == "softmax"
     positions = ["none", "sinusoidal", "learned"] + (["rotary", "alibi"] if softmax else [])
@@ -127,6 +127,14 @@ def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str
         name: (1.0 if name.endswith("norm.weight") else 0.0) + 0.5 * generator.standard_normal(shape)
         for name, shape in shapes.items()
     }
+
+
+def random_padding(generator: np.random.Generator, B: int, T: int) -> np.ndarray:
+    """(B, T), True for a real token: behind the sequence, in front of it, anywhere, everywhere and nowhere."""
+    behind = np.arange(T) < generator.integers(0, T + 1, B)[:, None]
+    anywhere = generator.random((B, T)) < 0.7
+    kinds = np.stack([behind, behind[:, ::-1], anywhere])
+    return kinds[generator.integers(0, 3, B), np.arange(B)]
 
 
 def fewer(parts: int) -> settings:

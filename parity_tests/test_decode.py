@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from parity_tests.bounds import TWIN_FACTOR, bound_of
 from parity_tests.compare import assert_within, cast
-from parity_tests.strategies import arrays, configs, fewer, random_parameters, seeds, sizes
+from parity_tests.strategies import arrays, configs, fewer, random_padding, random_parameters, seeds, sizes
 from reference_numpy import decode as spec
 from reference_numpy.block import BlockPast
 from reference_numpy.config import ModelConfig
@@ -42,7 +42,7 @@ def draw_source(config, B, generator):
         return {}
     S = int(generator.integers(1, 6))
     source = generator.integers(0, config.vocabulary, (B, S))
-    return {"source": source, "source_padding": np.arange(S) < generator.integers(0, S + 1, B)[:, None]}
+    return {"source": source, "source_padding": random_padding(generator, B, S)}
 
 
 @given(st.data(), st.sampled_from(["decoder", "encoder_decoder"]), sizes(1, 3), st.integers(1, 4), seeds)
@@ -204,7 +204,7 @@ def test_padding_covers_earlier_tokens(config, B, first, seed):
     """With `past`, padding is over all tokens so far: what was padding then is not seen now."""
     generator = np.random.default_rng(seed)
     parameters = random_parameters(parameter_shapes(config), seed)
-    tokens, padding = generator.integers(0, config.vocabulary, (B, 7)), generator.random((B, 7)) < 0.7
+    tokens, padding = generator.integers(0, config.vocabulary, (B, 7)), random_padding(generator, B, 7)
     module = twin_of(config, parameters)
 
     def logits(*values):
@@ -218,6 +218,26 @@ def test_padding_covers_earlier_tokens(config, B, first, seed):
         theirs = module(torch.from_numpy(new), padding=torch.from_numpy(so_far), past=pasts[1]).detach().numpy()
         for name, found in (("spec", ours), ("twin", theirs)):
             assert_within(found, truth[:, start:stop], bound[:, start:stop], f"logits from token {start} on, {name}")
+
+
+def test_a_new_decoder_has_the_parameters_of_now():
+    """Nothing of an earlier one's packing is left."""
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1)
+    module = twin_of(config, random_parameters(parameter_shapes(config), 0))
+    before = twin.CachedDecoder(module).append(np.array([[1, 2]]))
+    module.load_parameters(random_parameters(parameter_shapes(config), 1))
+    fresh = twin.CachedDecoder(twin_of(config, random_parameters(parameter_shapes(config), 1)))
+    after = twin.CachedDecoder(module).append(np.array([[1, 2]]))
+    assert (after == fresh.append(np.array([[1, 2]]))).all()
+    assert (after != before).any()
+
+
+def test_the_spec_decodes_in_the_format_of_its_parameters():
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=64, position="rotary")
+    parameters = {n: p.astype(np.float32) for n, p in random_parameters(parameter_shapes(config), 0).items()}
+    decoder = spec.CachedDecoder(parameters, config)
+    assert {decoder.append(np.array([[t % 5]])).dtype for t in range(40)} == {np.dtype(np.float32)}
+    assert decoder._past[0].own.key.dtype == np.float32
 
 
 class Table:
@@ -308,6 +328,50 @@ class Recorded(Table):
     def append(self, tokens):
         self.asked.append(tokens.shape)
         return super().append(tokens)
+
+
+def test_the_window_goes_on_from_its_last_half():
+    """When the context is full: what is asked for then, token by token."""
+
+    class Seen(Table):
+        context = 6
+
+        def __init__(self, seed):
+            self.asked = []
+            super().__init__(seed)
+
+        def append(self, tokens):
+            self.asked.append(tokens[0].tolist())
+            return super().append(tokens)
+
+    table = Seen(0)
+    text = spec.sample(table, np.array([0, 1, 0, 1]), 8, np.random.default_rng(0)).tolist()
+    expected = [text[:4], [text[4]], [text[5]], text[3:7], [text[7]], [text[8]], text[6:10], [text[10]]]
+    assert table.asked == expected
+
+
+def test_extrapolation_knows_no_context():
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=4, position="rotary")
+    assert spec.decoding_context(config, False) == 4
+    assert spec.decoding_context(config, True) is None
+
+
+def test_probabilities_are_summed_in_float64():
+    """So that equal logits give equal tokens, whatever their format."""
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((200, 20_000)).astype(np.float32)
+    single, double = (spec.next_tokens(z, np.random.default_rng(1)) for z in (logits, logits.astype(np.float64)))
+    assert (single == double).all()
+
+    class Single(Table):
+        def logits(self, prefix):
+            return super().logits(prefix).astype(np.float32)
+
+    class Double(Single):
+        def logits(self, prefix):
+            return super().logits(prefix).astype(np.float64)
+
+    assert spec.beam_search(Single(0), 1, 0, 2, 5) == spec.beam_search(Double(0), 1, 0, 2, 5)
 
 
 def test_a_token_is_computed_once():

@@ -1,6 +1,7 @@
 """Whole models, drawn from all options crossed: loss and every gradient; causality; padding; batches."""
 
 from typing import get_args
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,9 +12,21 @@ from hypothesis import strategies as st
 from parity_tests import oracle
 from parity_tests.bounds import bound_of
 from parity_tests.compare import assert_within, check_operation
-from parity_tests.strategies import configs, fewer, is_smooth, precisions, random_parameters, seeds, sizes
+from parity_tests.strategies import (
+    configs,
+    fewer,
+    is_smooth,
+    precisions,
+    random_padding,
+    random_parameters,
+    seeds,
+    sizes,
+)
+from reference_numpy import attention
+from reference_numpy import block as spec_block
 from reference_numpy import model as spec
 from reference_numpy.config import Kind, ModelConfig
+from reference_numpy.dropout import dropout_mask
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from reference_numpy.parameters import initialize, parameter_count, parameter_shapes
 from torch_impl.block import Block
@@ -27,10 +40,10 @@ def draw_batch(config, B, T, S, seed):
     generator = np.random.default_rng(seed)
     tokens = generator.integers(0, config.vocabulary, (B, T))
     targets = generator.integers(-1, config.vocabulary, (B, T))
-    extra = {"padding": np.arange(T) < generator.integers(0, T + 1, B)[:, None]}
+    extra = {"padding": random_padding(generator, B, T)}
     if config.kind == "encoder_decoder":
         extra["source"] = generator.integers(0, config.vocabulary, (B, S))
-        extra["source_padding"] = np.arange(S) < generator.integers(0, S + 1, B)[:, None]
+        extra["source_padding"] = random_padding(generator, B, S)
     return tokens, targets, extra
 
 
@@ -56,9 +69,23 @@ def test_lower_precision(kind, dtype, data, T, S, seed):
     check_model(config, 3, T, S, 0.1, (dtype,), seed)
 
 
-def check_model(config, B, T, S, smoothing, dtypes, seed):
+@fewer(4)
+@given(configs(kind="decoder", attention="softmax"), sizes(3, 7), st.booleans(), st.integers(1, 3), seeds)
+def test_parity_of_blocks_of_queries(config, T, padded, rows, seed):
+    """As in training, where sequences are longer than a block: with window, ALiBi and soft cap; with padding as one."""
+    with patch.object(attention, "ROWS", rows):
+        check_model(config, 2, T, 1, 0.0, ("float64",), seed, padded)
+
+
+def test_parity_of_more_than_ten_layers():
+    """Their names are in the order of numbers, not of letters."""
+    check_model(ModelConfig(vocabulary=3, context=4, width=2, heads=1, layers=11), 2, 3, 1, 0.0, ("float64",), 0)
+
+
+def check_model(config, B, T, S, smoothing, dtypes, seed, padded=True):
     parameters = random_parameters(parameter_shapes(config), seed)
     tokens, targets, extra = draw_batch(config, B, T, S, seed)
+    extra = extra if padded else {}
     module = Transformer(config)
     assert set(module.state_dict()) == set(parameters)
 
@@ -130,6 +157,27 @@ def test_against_the_definition(config, B, T, S, seed):
     tokens, _, extra = draw_batch(config, B, T, S, seed)
     truth, bound = logits_bound(parameters, config, tokens, extra)
     assert_within(oracle.logits(parameters, config, tokens, **extra), truth, bound, "the definition")
+
+
+@given(configs(dropout=0.25), sizes(1, 2), sizes(1, 4), sizes(1, 4), seeds)
+def test_dropout_against_the_definition(config, B, T, S, seed):
+    """Unit by unit, after the embedding and after each sub-layer of both stacks: with the masks that the spec drew."""
+    parameters = random_parameters(parameter_shapes(config), seed)
+    tokens, _, extra = draw_batch(config, B, T, S, seed)
+    masks = []
+
+    def drawn(*arguments):
+        masks.append(dropout_mask(*arguments))
+        return masks[-1]
+
+    def logits(*values):
+        own = dict(zip(parameters, values, strict=True))
+        return spec.model_forward(own, config, tokens, generator=np.random.default_rng(seed), **extra)[0]
+
+    truth, bound = bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+    with patch.object(spec_block, "dropout_mask", drawn):
+        logits(*parameters.values())
+    assert_within(oracle.logits(parameters, config, tokens, **extra, masks=masks), truth, bound, "the definition, dropout")
 
 
 @given(configs(dropout=0.0), sizes(1, 3), sizes(1, 3), sizes(1, 3), seeds)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from parity_tests.bounds import bound_of
 from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from reference_numpy import normalization as spec
@@ -87,3 +88,11 @@ def test_a_second_derivative_is_refused(norm):
     (d_x,) = torch.autograd.grad(norm(x, weight).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         d_x.sum().backward()
+
+
+def test_far_from_0_no_more_digits_are_lost_than_must_be():
+    """Centring loses the digits that the mean has before those of the deviation, four here, and not twice as many, as the
+    mean square less the square of the mean would: a bound that widened with the algorithm would not tell."""
+    x = 1e4 + np.random.default_rng(0).standard_normal((3, 8))
+    _, bound = bound_of(lambda x: spec.layer_norm_forward(x, np.ones(8))[0], x, format="float64")
+    assert bound.max() < 1e4 * 20 * np.finfo(np.float64).eps

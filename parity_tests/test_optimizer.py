@@ -186,6 +186,21 @@ def test_muon_takes_the_matrices_inside_the_blocks():
     )
     hidden = {f"blocks.0.{name}.weight" for name in layers}
     assert set(spec.muon_initial(parameters).momentum) == set(twin.hidden_matrices(Transformer(config))) == hidden
+    both = ModelConfig(kind="encoder_decoder", layers=1)
+    own, memory = ({name.replace("attention.", f"{kind}attention.") for name in hidden} for kind in ("", "cross_"))
+    expected = {f"{stack}.{name}" for stack in ("encoder", "decoder") for name in own}
+    expected |= {f"decoder.{name}" for name in memory if "attention" in name}
+    assert set(twin.hidden_matrices(Transformer(both))) == expected
+    assert set(spec.muon_initial(initialize(both, np.random.default_rng(0))).momentum) == expected
+
+
+def test_newton_schulz_leaves_its_input_as_it_is():
+    g = np.random.default_rng(0).standard_normal((3, 5))
+    before, tensor = g.copy(), torch.from_numpy(g.copy())[None]
+    spec.newton_schulz(g)
+    twin.newton_schulz(tensor)
+    assert (g == before).all()
+    assert (tensor[0].numpy() == before).all()
 
 
 @given(st.integers(1, 3), seeds)

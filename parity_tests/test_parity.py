@@ -54,6 +54,15 @@ def test_classic_mistakes_are_rejected(wrong, operation):
         assert_parity(wrong, operation)
 
 
+def test_the_format_that_was_asked_for_is_tried():
+    def wrong_in_float32(x):
+        return F.gelu(x) * (1 if x.dtype == torch.float64 else 1.001)
+
+    assert assert_parity(wrong_in_float32, "gelu") <= 1
+    with pytest.raises(AssertionError, match="yours, gelu, float32"):
+        assert_parity(wrong_in_float32, "gelu", dtype="float32")
+
+
 def test_a_pair_of_numpy_functions():
     assert assert_parity((softmax_forward, softmax_backward), "softmax", np.array([[1.0, 2.0, -3.0]])) <= 1
     with pytest.raises(AssertionError, match="d_x"):

@@ -101,6 +101,22 @@ def test_alibi_slopes_of_the_paper():
     assert spec.alibi_slopes(8, F64).tolist() == [2.0**-h for h in range(1, 9)]
     twelve = spec.alibi_slopes(12, F64).tolist()  # 8 heads' slopes, then every other of 16 heads'
     assert twelve == [2.0**-h for h in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]
+    assert spec.alibi_slopes(3, F64).tolist() == [2.0**-4, 2.0**-8, 2.0**-2]
+
+
+@pytest.mark.parametrize("start", [0, 1000])
+def test_tables_are_rounded_once(start):
+    """Angles of thousands in float32 would have lost their digits before sine and cosine."""
+    where, single = np.arange(start, start + 9), np.dtype(np.float32)
+    device = torch.device("cpu")
+    wide, narrow = (spec.sinusoidal_table(where, 6, dtype) for dtype in (F64, single))
+    assert (narrow == wide.astype(single)).all()
+    assert (twin.sinusoidal_table(start, start + 9, 6, torch.float32, device).numpy() == narrow).all()
+    wide, narrow = (spec.rotary_tables(where, 6, dtype) for dtype in (F64, single))
+    theirs = twin.rotary_tables(start, start + 9, 6, torch.float32, device)
+    for ours, rounded, tensor in zip(wide, narrow, theirs, strict=True):
+        assert (rounded == ours.astype(single)).all()
+        assert (tensor.numpy() == rounded).all()
 
 
 def test_a_table_is_made_once():

@@ -9,9 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from reference_numpy.config import ModelConfig
-from reference_numpy.parameters import initialize
+from reference_numpy.parameters import initialize, parameter_shapes
 from train import checkpoint
-from train.checkpoint import load_arrays, load_model, save_arrays, save_model, write_atomically
+from train.checkpoint import load_arrays, load_model, mean_parameters, save_arrays, save_model, write_atomically
 from train.vocabulary import Vocabulary
 
 CONFIG = ModelConfig(vocabulary=3, context=5, width=6, heads=2, layers=1)
@@ -147,3 +147,13 @@ def test_equal_content_gives_equal_bytes_and_the_header_is_json(tmp_path, model_
         path = tmp_path / f"{attempt}"
         save_model(path, dict(reversed(parameters.items())), CONFIG, VOCABULARY, 7)
         assert path.read_bytes() == content
+
+
+def test_a_mean_is_summed_in_float64(tmp_path):
+    """1e8 + 1 is 1e8 in float32, and the 1 would be lost."""
+    paths = []
+    for value in (1e8, 1.0, -1e8):
+        parameters = {name: np.full(shape, value, np.float32) for name, shape in parameter_shapes(CONFIG).items()}
+        paths.append(tmp_path / f"{len(paths)}.safetensors")
+        save_model(paths[-1], parameters, CONFIG, VOCABULARY, 1)
+    assert all((array == np.float32(1 / 3)).all() for array in mean_parameters(paths).values())

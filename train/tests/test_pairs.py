@@ -159,7 +159,8 @@ def test_answers_come_back_in_the_order_of_the_sources(beams):
     twin = Reciter()
     assert transform(twin, VOCABULARY, sources, Search(beams, 0.6), context=9, size=4) == sources
     assert [shape[0] for shape, _ in twin.asked] == [4, 2]
-    assert transform(Reciter(), VOCABULARY, ["abcabc"], Search(1, 0.6), context=6) == ["abcabc"]
+    assert transform(Reciter(), VOCABULARY, ["abcabc"], Search(beams, 0.6), context=6) == ["abcabc"]
+    assert transform(Reciter(), VOCABULARY, ["a" + START + "c"], Search(beams, 0.6), context=6) == ["ac"]  # START is no text
     for source, message in (("", "expected 1 to 3 tokens"), ("abca", "expected 1 to 3 tokens"), ("x", "character 'x'")):
         with pytest.raises(ValueError, match=f"^source: {message}"):
             transform(Reciter(), VOCABULARY, [source], Search(beams, 0.6), context=3)

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from train.configuration import TrainConfig, from_mapping
+from train.configuration import TrainConfig, from_mapping, train_config
 from train.schedule import constant, cosine, learning_rate, noam, stable_decay
 
 PEAK, MINIMUM, WARMUP, STEPS, DECAY = 3.0, 0.5, 7, 101, 23
@@ -65,3 +65,21 @@ def test_a_run_shorter_than_its_decay_falls_all_the_way():
 def test_every_schedule_can_be_chosen_and_has_no_step_of_rate_zero(name):
     config = from_mapping(TrainConfig, {"schedule": name, "steps": 50, "warmup": 5, "decay": 10}, "test")
     assert all(0 < learning_rate(config, step) <= config.learning_rate for step in range(50))
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("constant", lambda step: constant(step, peak=PEAK, warmup=WARMUP)),
+        ("cosine", lambda step: cosine(step, peak=PEAK, minimum=MINIMUM, warmup=WARMUP, steps=STEPS)),
+        ("noam", lambda step: noam(step, width=48, warmup=WARMUP, factor=PEAK)),
+        (
+            "stable_decay",
+            lambda step: stable_decay(step, peak=PEAK, minimum=MINIMUM, warmup=WARMUP, steps=STEPS, decay=DECAY),
+        ),
+    ],
+)
+def test_every_option_reaches_its_formula(name, formula):
+    rates = {"learning_rate": PEAK, "minimum_learning_rate": MINIMUM, "warmup": WARMUP, "steps": STEPS, "decay": DECAY}
+    config = train_config({"schedule": name, "width": 48, "heads": 4, **rates}, "test")
+    assert [learning_rate(config, step) for step in range(STEPS)] == [formula(step) for step in range(STEPS)]

@@ -1,5 +1,6 @@
 """Training with either twin: the same curve; streams that do not disturb each other; resuming to the bit."""
 
+import itertools
 import json
 import signal
 from dataclasses import replace
@@ -34,6 +35,7 @@ from train.tests.runs import (
     snapshot,
     state,
 )
+from train.trained import load_trained
 
 BACKENDS = ["torch", "numpy"]
 
@@ -318,10 +320,13 @@ def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch asks itself, while tracing
 @pytest.mark.filterwarnings("ignore:<class 'torch.autograd.function.Function'> should not")  # and makes one itself
-def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "changes", [{"position": "rotary", "qk_norm": True}, {"position": "alibi", "window": 3}], ids=["rotary", "alibi"]
+)
+def test_a_compiled_step_is_the_same_to_rounding(tmp_path, monkeypatch, changes):
     # Traced and differentiated ahead of time as in use, but run by torch itself: to compile takes a minute.
     monkeypatch.setattr("torch.compile", partial(torch.compile, backend="aot_eager"))
-    config = options(tmp_path / "run", steps=6, compile=True, position="rotary")
+    config = options(tmp_path / "run", steps=6, compile=True, **changes)
     bound = envelope(tmp_path, config)
     assert (np.abs(losses(run(config)) - losses(tmp_path / "reference")) <= bound).all()
 
@@ -387,6 +392,66 @@ def test_muon_multiplies_in_bfloat16_where_all_does(tmp_path, monkeypatch):
         run(options(tmp_path / name, steps=1, accumulate=1, dtype=name, optimizer="muon", learning_rate=5e-3))
     assert set(used[: len(used) // 2]) == {None}
     assert set(used[len(used) // 2 :]) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_norm_that_is_logged_is_from_before_clipping(tmp_path, backend):
+    loose = records(run(options(tmp_path / "loose", backend=backend, steps=1, clip_norm=0.0)))
+    tight = records(run(options(tmp_path / "tight", backend=backend, steps=1, clip_norm=1e-3)))
+    norms = [next(r["gradient_norm"] for r in run if "gradient_norm" in r) for run in (loose, tight)]
+    assert norms[0] == norms[1] > 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_is_summed_in_float64(tmp_path, backend):
+    """With parameters in float32 too: a sum of float32 numbers would itself be one."""
+    trainer = prepare(options(tmp_path / "run", backend=backend, dtype="float32"))
+    losses = [trainer.twin.evaluate_loss(batch) for batch in trainer.task.validation_batches()]
+    assert any(np.float64(loss) != np.float32(loss) for loss in losses)
+
+
+def test_accumulated_parts_are_different_batches(tmp_path, monkeypatch):
+    """Numbered on through all steps: a task with epochs goes by the number."""
+    trainer, numbers = prepare(options(tmp_path / "run", steps=3, accumulate=2)), []
+    draw = trainer.task.training_batch
+    monkeypatch.setattr(trainer.task, "training_batch", lambda n, stream: numbers.append(n) or draw(n, stream))
+    trainer.run()
+    assert numbers == list(range(6))
+
+
+@pytest.mark.parametrize("average", [1, 3])
+def test_the_exact_loss_is_that_of_the_model_that_is_saved(tmp_path, average):
+    folder = run(options(tmp_path / "run", steps=9, checkpoint_every=3, average=average))
+    trained = load_trained(str(folder), "torch", "cpu")
+    trainer = prepare(options(tmp_path / "other"))
+    parameters, extra = trainer.twin.export_state()
+    saved = {f"parameters/{name}": array for name, array in trained.twin.parameters().items()}
+    trainer.twin.import_state(parameters | saved, extra)
+    assert mean_loss(trainer.twin, trainer.task.validation_batches()) == pytest.approx(exact_loss(folder), rel=1e-6)
+
+
+def test_seconds_go_on_where_they_were(tmp_path):
+    config = options(tmp_path / "run", steps=4)
+    trainer = prepare(config)
+    trainer.run()
+    trainer.training_seconds, trainer.evaluation_seconds = 1000.0, 5000.0
+    trainer.save()
+    again = prepare(replace(resumed(config, trainer.folder), steps=6))
+    assert (again.training_seconds, again.evaluation_seconds) == (1000.0, 5000.0)
+    again.run()
+    log = [json.loads(line) for line in (trainer.folder / "log.jsonl").read_text().splitlines()]
+    assert 1000 < log[-1]["training_seconds"] < 2000
+    assert 5000 < log[-1]["evaluation_seconds"] < 6000
+
+
+def test_tokens_per_second_are_of_the_steps_since_the_last_record(tmp_path):
+    folder = run(options(tmp_path / "run", steps=12, log_every=4, accumulate=2, batch=3))
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    training = [record for record in log if "train_loss" in record]
+    for before, after in itertools.pairwise(training):
+        seconds = after["training_seconds"] - before["training_seconds"]
+        tokens = (after["step"] - before["step"]) * 2 * 3 * 13
+        assert after["tokens_per_second"] * seconds == pytest.approx(tokens, rel=1e-6)
 
 
 def test_log_has_what_a_reader_needs_and_config_what_a_rerun_needs(tmp_path):

@@ -3,6 +3,7 @@
 import gzip
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 from train.checkpoint import load_model
 from train.cli import main
 from train.configuration import train_config
-from train.pairs import END, START, marks
+from train.generate import answer
+from train.pairs import END, START, Search, marks
 from train.streams import stream
 from train.subwords import Subwords
 from train.tests.runs import resumed, run, state
@@ -199,6 +201,23 @@ def test_bleu_is_sacrebleus(corpus, tmp_path, monkeypatch):
     scores = task.scores(None)
     assert scores["bleu_test_2016_flickr"] == pytest.approx(100.0)
     assert scores["bleu_val"] < 50
+
+
+def test_the_search_is_the_one_that_was_asked_for(corpus, tmp_path, monkeypatch):
+    task, asked = Multi30k(options(corpus, tmp_path / "run", beams=3, length_penalty=0.25)), []
+
+    def seen(twin, vocabulary, sources, search, *rest):
+        asked.append(search)
+        return list(sources)
+
+    monkeypatch.setattr("train.translation.transform", seen)
+    task.scores(None)
+    monkeypatch.setattr("train.generate.transform", seen)
+    trained = SimpleNamespace(options=task._config, twin=None, vocabulary=None, model=task._config.model)
+    answer(trained, "a dog.")
+    answer(trained, "a dog.", 1, 0.5)
+    assert set(asked[:-1]) == {Search(3, 0.25)}
+    assert asked[-1] == Search(1, 0.5)
 
 
 def test_a_folder_that_is_not_multi30k(corpus, tmp_path, capsys):
