@@ -482,8 +482,8 @@ EMBEDDING = (
         "embedding_scale_missing_from_the_gradient",
         "The table was scaled on the way in, but its gradient is not.",
         "reference_numpy/model.py",
-        "d_token = d_x if cache.scale == 1.0 else d_x * cache.scale",
-        "d_token = d_x",
+        "embedding_backward(d_x * cache.scale, cache.token)",
+        "embedding_backward(d_x, cache.token)",
     ),
     Mutant(
         "embedding_scale_on_the_positions",

@@ -269,3 +269,15 @@ def test_cross_attention_needs_a_memory():
             spec.multi_head_attention_forward(x, None, parameters, config, past=past, cross=True)
         with pytest.raises(ValueError, match="memory: expected one for cross-attention"):
             module(torch.from_numpy(x), past=twin_past)
+
+
+def test_one_query_needs_no_causal_mask(monkeypatch):
+    """It is the last and sees every key: decoding makes no mask, and takes the kernel that needs none."""
+    asked, generator = [], np.random.default_rng(0)
+    query, (key, value) = generator.standard_normal((1, 2, 1, 3)), generator.standard_normal((2, 1, 2, 5, 3))
+    monkeypatch.setattr(spec, "allowed_pairs", lambda *arguments: asked.append(arguments[3]))
+    ours, _ = spec.scaled_dot_product_attention_forward(query, key, value, causal=True)
+    assert asked == [False]
+    monkeypatch.setattr("torch_impl.flash_attention.allowed_pairs", None)
+    theirs = flash_attention(*map(torch.from_numpy, (query, key, value)), causal=True)
+    np.testing.assert_allclose(theirs.numpy(), ours, rtol=1e-12)

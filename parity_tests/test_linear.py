@@ -10,7 +10,7 @@ from parity_tests.bounds import TWIN_FACTOR, bound_of
 from parity_tests.compare import assert_within, cast, check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from reference_numpy.linear import linear_backward, linear_forward
-from torch_impl.linear import ONEDNN, Linear, PackedLinear, linear
+from torch_impl.linear import ONEDNN, Linear, PackedLinear, _transposed_product, linear
 
 
 @given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), seeds)
@@ -156,3 +156,25 @@ def test_widths_must_fit():
         linear_forward(np.zeros((5, 2)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match=message):
         linear(torch.zeros((5, 2)), torch.zeros((4, 3)))
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(2, 5), (5, 2), (3, 3)])
+def test_the_smaller_factor_is_the_one_that_is_copied(monkeypatch, outputs, inputs):
+    """oneDNN copies a first factor that is transposed."""
+    firsts = []
+    monkeypatch.setattr("torch_impl.linear._product", lambda x, weight: firsts.append(len(x)) or x @ weight.T)
+    a, b = torch.rand((7, outputs)), torch.rand((7, inputs))
+    assert torch.allclose(_transposed_product(a, b), a.T @ b)
+    assert firsts == [min(outputs, inputs)]
+
+
+def test_the_operator_for_the_compiler_is_for_the_compiler_alone(monkeypatch):
+    """It takes longer to call, which small products would feel."""
+    monkeypatch.setattr("torch_impl.linear._opaque", None)
+    assert linear(torch.ones((2, 3)), torch.ones((4, 3))).tolist() == [[3.0] * 4] * 2
+
+
+def test_two_layers_are_packed_one_behind_the_other():
+    layers = layers_of([np.array([[1.0, 2.0]]), np.array([[3.0, 4.0], [5.0, 6.0]])], [np.array([7.0]), np.array([8.0, 9.0])])
+    x = torch.tensor([[1.0, 10.0]], dtype=torch.float64)
+    assert PackedLinear(layers, bfloat16=False)(x).tolist() == [[28.0, 51.0, 74.0]]

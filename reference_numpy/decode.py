@@ -61,8 +61,7 @@ class CachedDecoder:
     def append(self, tokens: np.ndarray) -> np.ndarray:
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
-        started = self._past is not None and self._past[0].own.length > 0
-        source = None if started else self._source
+        source = None if self._cached and self._tokens is not None else self._source
         logits, _ = model_forward(
             self._parameters, self._config, tokens, source=source, source_padding=self._source_padding, past=self._past
         )
@@ -142,10 +141,10 @@ def visible_from(length: int, context: int | None) -> int:
 
     Moving by one token at a time would change every position, and with it every key, at every step.
     """
-    if context is None or length <= context:
+    if context is None:
         return 0
     half = max(context // 2, 1)
-    return math.ceil((length - context) / half) * half
+    return max(0, math.ceil((length - context) / half) * half)
 
 
 def next_token(

@@ -224,8 +224,7 @@ def _embed_backward(d_x: np.ndarray, cache: EmbedCache) -> Parameters:
     d_parameters = {}
     if cache.position is not None:
         d_parameters["position_embedding.weight"] = embedding_backward(d_x.sum(axis=0), cache.position)
-    d_token = d_x if cache.scale == 1.0 else d_x * cache.scale
-    return d_parameters | {"token_embedding.weight": embedding_backward(d_token, cache.token)}
+    return d_parameters | {"token_embedding.weight": embedding_backward(d_x * cache.scale, cache.token)}
 
 
 def _over_keys(padding: np.ndarray | None) -> np.ndarray | None:

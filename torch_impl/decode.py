@@ -43,8 +43,7 @@ class CachedDecoder:
     def append(self, tokens: np.ndarray) -> np.ndarray:
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
-        started = self._past is not None and self._past[0].own.length > 0
-        source = None if started else self._source
+        source = None if self._cached and self._tokens is not None else self._source
         new = self._tensor(tokens)
         assert new is not None
         logits = self._model(new, source=source, source_padding=self._source_padding, past=self._past)
