@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(parse(sys.argv[1:] if arguments is None else list(arguments)))
     except BrokenPipeError:  # the reader of our output has seen enough, as in `twinformer check | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from train.progress import discard_output
+
+        discard_output()
         return 0
     except (ValueError, OSError, MemoryError) as error:
         if speaks():

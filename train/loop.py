@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -24,7 +22,7 @@ from train.checkpoint import mean_parameters, save_arrays, save_model, write_ato
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.data import Batch
 from train.parallel import ALONE, Processes
-from train.progress import tqdm
+from train.progress import discard_output, tqdm
 from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
@@ -239,7 +237,7 @@ class Trainer:
                 bar.write(f"step {self.step:6d}  validation loss about {loss:.4f} nats/{self.task.unit}")
             except BrokenPipeError:  # as in `twinformer train | head`: stop as after Ctrl-C
                 self._unheard = True
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                discard_output()
 
     def _finish(self) -> Outcome:
         """The exact validation loss, of every target of the validation set, and the scores of the task.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from types import TracebackType
 from typing import Any
 
@@ -33,4 +35,9 @@ except ModuleNotFoundError:
             print(line, flush=True)
 
 
-__all__ = ["tqdm"]
+def discard_output() -> None:
+    """Sends all further output nowhere: for when its reader has gone, as in `twinformer train | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+__all__ = ["discard_output", "tqdm"]

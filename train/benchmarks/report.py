@@ -175,7 +175,8 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
         who, seconds = yardstick(name, table)
         steps = {record["name"]: record["step"] for record in table["records"]}
         rounds = {record["name"]: np.array(record.get("steps", [record["step"]])) for record in table["records"]}
-        theirs = rounds[YARDSTICK] if YARDSTICK in rounds else STAND_IN_FACTOR.get(name, 1.0) * rounds[STAND_IN]
+        base = YARDSTICK if YARDSTICK in rounds else STAND_IN
+        theirs = rounds[base] * (seconds / steps[base])  # the yardstick may be a multiple of it
         for contender, goal in GOALS.items():
             if contender not in steps:
                 continue
