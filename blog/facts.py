@@ -19,7 +19,7 @@ from reference_numpy.softmax import softmax_backward, softmax_forward
 from train import run_folder
 from train.checkpoint import load_model
 from train.configuration import read_run_config
-from train.evidence import BENCHMARKS, LOGS, TASKS, run_figures
+from train.evidence import BENCHMARKS, LOGS, run_figures
 from train.looking import look, pair_reading
 from train.trained import load_twin
 
@@ -76,8 +76,7 @@ def facts() -> dict[str, Fact]:
     """All facts there are, by name. Raises ValueError if one group claims the name of another."""
     found: dict[str, Fact] = {}
     for group in (
-        _runs,
-        _tasks,
+        _run,
         _translation,
         _benchmarks,
         _gpu,
@@ -125,49 +124,26 @@ def mutants() -> list[dict[str, Any]]:
     return json.loads(MUTANTS.read_text(encoding="utf-8"))["results"] if MUTANTS.exists() else []
 
 
-def _runs() -> Iterator[tuple[str, Fact]]:
-    """Language models with a log: default, the two of nanoGPT's shape, and the best when it is there."""
-    commands = {
-        "default": "make train",
-        "best": "twinformer train --preset best",
-        "nanogpt-cpu-torch": "twinformer train --preset nanogpt-cpu",
-        "nanogpt-cpu-numpy": "twinformer train --preset nanogpt-cpu --backend numpy",
+def _run() -> Iterator[tuple[str, Fact]]:
+    """The language model of `make train`."""
+    figures, file = run_figures("default"), f"train/logs/default/{run_folder.LOG}"
+    config = json.loads((LOGS / "default" / run_folder.CONFIG).read_text(encoding="utf-8"))
+    symbols = config["options"]["vocabulary"]
+    first = next(r for r in run_folder.read_log(LOGS / "default") if r.get("validation_loss") is not None)
+    texts = {
+        "loss": f"{figures['loss']:.3f}",
+        "steps": f"{figures['steps']:,}",
+        "parameters": f"{figures['parameters']:,}",
+        "seconds": f"{figures['seconds']:.0f}",
+        "cores": str(figures["cores"]),
+        "symbols": str(symbols),
+        "guess": f"{math.log(symbols):.3f}",
+        "first": f"{first['validation_loss']:.3f}",
+        "layers": str(config["options"]["layers"]),
     }
-    for name, command in commands.items():
-        if not (LOGS / name / run_folder.LOG).exists():
-            continue
-        figures, file = run_figures(name), f"train/logs/{name}/{run_folder.LOG}"
-        config = json.loads((LOGS / name / run_folder.CONFIG).read_text(encoding="utf-8"))
-        symbols = config["options"]["vocabulary"]
-        first = next(r for r in run_folder.read_log(LOGS / name) if r.get("validation_loss") is not None)
-        texts = {
-            "loss": f"{figures['loss']:.3f}",
-            "bits": f"{figures['bits']:.3f}",
-            "steps": f"{figures['steps']:,}",
-            "parameters": f"{figures['parameters']:,}",
-            "seconds": f"{figures['seconds']:.0f}",
-            "minutes": f"{figures['seconds'] / 60:.0f}",
-            "cores": str(figures["cores"]),
-            "symbols": str(symbols),
-            "guess": f"{math.log(symbols):.3f}",
-            "first": f"{first['validation_loss']:.3f}",
-            "layers": str(config["options"]["layers"]),
-            "heads": str(config["options"]["heads"]),
-            "width": str(config["options"]["width"]),
-        }
-        yield from ((f"{name}.{key}", Fact(text, file, command)) for key, text in texts.items())
-        for key, value in config.get("text", {}).items():  # entropies of what knows nothing but frequencies, if noted
-            if key in ("unigram_nats", "bigram_nats"):
-                yield f"{name}.{key.removesuffix('_nats')}", Fact(f"{value:.3f}", f"train/logs/{name}/config.json", command)
-
-
-def _tasks() -> Iterator[tuple[str, Fact]]:
-    for name in TASKS:
-        file = LOGS / name / run_folder.SCORES
-        scores = json.loads(file.read_text(encoding="utf-8"))
-        where, command = f"train/logs/{name}/{run_folder.SCORES}", f"twinformer train --preset {name}"
-        yield f"task.{name}.exact", Fact(f"{100 * scores['exact_match']:.1f} %", where, command)
-        yield f"task.{name}.pairs", Fact(f"{scores['sequences']:,}", where, command)
+    yield from ((f"default.{key}", Fact(text, file, "make train")) for key, text in texts.items())
+    bigram = config["text"]["bigram_nats"]  # the entropy of what knows nothing but the frequencies of pairs
+    yield "default.bigram", Fact(f"{bigram:.3f}", f"train/logs/default/{run_folder.CONFIG}", "make train")
 
 
 def _translation() -> Iterator[tuple[str, Fact]]:
@@ -180,15 +156,12 @@ def _translation() -> Iterator[tuple[str, Fact]]:
 
 def _benchmarks() -> Iterator[tuple[str, Fact]]:
     """The step of both twins over nanoGPT's, where that was among the peers."""
-    for file in sorted(BENCHMARKS.glob("**/bench.json")):
-        where = file.relative_to(BENCHMARKS.parent.parent).as_posix()
-        machine = "bench" if file.parent == BENCHMARKS else f"bench.{file.parent.name}"
-        for shape, table in json.loads(file.read_text(encoding="utf-8"))["steps"].items():
-            steps = {record["name"]: record["step"] for record in table["records"]}
-            for name, contender in BENCHED.items() if "nanoGPT" in steps else ():
-                if contender in steps:
-                    ratio = f"{steps[contender] / steps['nanoGPT']:.2f}"
-                    yield f"{machine}.{shape}.{name}", Fact(ratio, where, "twinformer bench")
+    for shape, table in json.loads((BENCHMARKS / "bench.json").read_text(encoding="utf-8"))["steps"].items():
+        steps = {record["name"]: record["step"] for record in table["records"]}
+        for name, contender in BENCHED.items() if "nanoGPT" in steps else ():
+            if contender in steps:
+                ratio = f"{steps[contender] / steps['nanoGPT']:.2f}"
+                yield f"bench.{shape}.{name}", Fact(ratio, "train/benchmarks/bench.json", "twinformer bench")
 
 
 def _gpu() -> Iterator[tuple[str, Fact]]:
@@ -219,7 +192,11 @@ DIAGONAL = 0.9  # a head that puts so much of its weight on the right letter, on
 
 
 def _reverse() -> Iterator[tuple[str, Fact]]:
-    """How much of their weight the heads of the last cross-attention put on the letter that is to be written next."""
+    """How much was reversed without a fault, and how much of their weight the heads of the last cross-attention put on the
+    letter that is to be written next."""
+    scores, where = json.loads((LOGS / "reverse" / run_folder.SCORES).read_text(encoding="utf-8")), "train/logs/reverse"
+    for key, text in (("exact", f"{100 * scores['exact_match']:.1f} %"), ("pairs", f"{scores['sequences']:,}")):
+        yield f"reverse.{key}", Fact(text, f"{where}/{run_folder.SCORES}", "twinformer train --preset reverse")
     kept, word = run_folder.snapshots(LOGS / "reverse"), "badcafefeedbeef"
     if not kept:
         return
@@ -228,9 +205,9 @@ def _reverse() -> Iterator[tuple[str, Fact]]:
     cross = next(stack for stack in look(twin, vocabulary, reading) if stack.name == "cross")
     letters = np.arange(len(word))
     on_due = list(cross.weights.values())[-1][:, letters, letters[::-1]].mean(axis=-1)  # (H,)
-    where, command = f"train/logs/reverse/{kept[-1][1].name}", "twinformer train --preset reverse --snapshots 12"
-    yield "reverse.heads", Fact(str(int((on_due > DIAGONAL).sum())), where, command)
-    yield "reverse.weight", Fact(f"{on_due[on_due > DIAGONAL].min():.2f}", where, command)
+    file, command = f"{where}/{kept[-1][1].name}", "twinformer train --preset reverse --snapshots 12"
+    yield "reverse.heads", Fact(str(int((on_due > DIAGONAL).sum())), file, command)
+    yield "reverse.weight", Fact(f"{on_due[on_due > DIAGONAL].min():.2f}", file, command)
 
 
 def _complexity() -> Iterator[tuple[str, Fact]]:
@@ -245,9 +222,8 @@ def _complexity() -> Iterator[tuple[str, Fact]]:
     longest = max(T for form, T in records if form == "plain")
     yield "complexity.T", Fact(f"{longest:,}", where, command)
     for form in ("plain", "tiled", "linear"):
-        record = records[form, longest]
-        yield f"complexity.{form}.mebibytes", Fact(f"{record['bytes'] / 2**20:,.0f}", where, command)
-        yield f"complexity.{form}.time", Fact(f"{record['seconds']:.2f}", where, command)
+        mebibytes = records[form, longest]["bytes"] / 2**20
+        yield f"complexity.{form}.mebibytes", Fact(f"{mebibytes:,.0f}", where, command)
 
 
 def _bounds() -> Iterator[tuple[str, Fact]]:
@@ -256,7 +232,6 @@ def _bounds() -> Iterator[tuple[str, Fact]]:
     worst = max(rows, key=lambda row: row.ratio)
     yield "bounds.cells", Fact(f"{len(rows):,}", where, command)
     yield "bounds.worst", Fact(f"{worst.ratio:.2f}", where, command)
-    yield "bounds.operations", Fact(str(len({row.operation for row in rows})), where, command)
     compare, derived = "parity_tests/compare.py", "parity_tests/bounds.py"
     yield "bounds.canary", Fact(f"{_constant(compare, 'CANARY'):g}", compare, "make test")
     yield "bounds.twin", Fact(f"{_constant(derived, 'TWIN_FACTOR'):g}", derived, "make test")
@@ -309,11 +284,9 @@ def _induction() -> Iterator[tuple[str, Fact]]:
     where, command = "train/logs/induction/induction.json", "twinformer induction"
     two, one = content["layers"]["2"][-1], content["layers"]["1"][-1]
     texts = {
-        "symbols": str(content["symbols"]),
         "chance": f"{content['chance']:.2f}",
         "from": f"{content['drop']['from']:,}",
         "to": f"{content['drop']['to']:,}",
-        "steps": f"{content['options']['steps']:,}",
         "two": f"{two['loss_seen']:.2f}",
         "one": f"{one['loss_seen']:.2f}",
         "score": f"{np.max(two['induction']):.2f}",
@@ -335,7 +308,6 @@ def _ladder() -> Iterator[tuple[str, Fact]]:
     yield "ladder.rungs", Fact(str(len(content["rungs"])), where, command)
     for rung in content["rungs"]:
         yield f"ladder.{rung['rung']}.loss", Fact(f"{rung['loss']:.3f}", where, command)
-        yield f"ladder.{rung['rung']}.parameters", Fact(f"{rung['parameters']:,}", where, command)
 
 
 def _pitfalls() -> Iterator[tuple[str, Fact]]:
@@ -365,11 +337,6 @@ def _ablation() -> Iterator[tuple[str, Fact]]:
         "open": str(len(variants) - len(sure)),
     }
     yield from ((f"ablation.{key}", Fact(text, where, command)) for key, text in texts.items())
-    for variant in variants:
-        if "difference" in variant:
-            name = f"ablation.{variant['study']}.{variant['name']}"
-            yield name, Fact(f"{variant['difference']:+.3f}", where, command)
-            yield f"{name}.interval", Fact(f"{variant['difference_interval']:.3f}", where, command)
 
 
 def ladder_table() -> str:
