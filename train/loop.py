@@ -31,7 +31,7 @@ FIXED = ("task", "validation_fraction", "subwords", "optimizer", "seed", "dtype"
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped training; a checkpoint was saved, and the text says how to go on."""
+    """Training was stopped; a checkpoint was saved, and the text says how to go on."""
 
 
 class Outcome(NamedTuple):
@@ -98,7 +98,7 @@ class Trainer:
         """Trains to the last step and evaluates; leaves weights, state and log in the run folder.
 
         `on_step` is called after every step with the number of steps done, for experiments that look inside.
-        Raises: Interrupted after Ctrl-C, with a checkpoint saved; ValueError when the loss is not finite."""
+        Raises: Interrupted after Ctrl-C or SIGTERM, with a checkpoint saved; ValueError when the loss is not finite."""
         config, hidden = self.config, None if self.processes.writes else True  # None: where nobody looks
         with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar:
             if self.step == 0:
@@ -291,18 +291,22 @@ class Trainer:
 
 
 class _Interrupts:
-    """While it is open, the first Ctrl-C sets `seen`, so that no step is cut in half; a second one raises at once."""
+    """While it is open, the first Ctrl-C, or SIGTERM, by which a cluster announces that it wants the machine back, sets
+    `seen`, so that no step is cut in half; a second one raises at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __enter__(self) -> _Interrupts:
         self.seen = False
         self._main = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
         if self._main:
-            self._previous = signal.signal(signal.SIGINT, self._note)
+            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._main:
-            signal.signal(signal.SIGINT, self._previous)
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.seen:
