@@ -45,9 +45,9 @@ def ablate(config: AblateConfig) -> str:
     Raises: ValueError for an unknown study, and when scipy is missing; OSError when the corpus cannot be had."""
     extra("scipy.stats", "experiments")  # before hours of training, not after
     options, variants = plan(config)
+    folder = output_folder(config.output)
     load_corpus(options["corpus"])  # fetched once, not by every process
     jobs = [[_job(options, variant, seed) for variant in variants] for seed in range(config.seeds)]
-    folder = output_folder(config.output)
     records = run_all([job for row in jobs for job in row], folder / RUNS, config.jobs)
     results = summaries(variants, [[records[job.key] for job in column] for column in zip(*jobs, strict=True)])
     result = {

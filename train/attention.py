@@ -21,8 +21,8 @@ from train.run_folder import attention_of
 from train.trained import Trained, load_trained, load_twin
 
 
-def attention(config: AttentionConfig) -> list[Path]:
-    """Draws the picture, or the three of a sequence-to-sequence model, or writes the page, and returns the paths.
+def attention(config: AttentionConfig) -> str:
+    """Draws the picture, or the three of a sequence-to-sequence model, or writes the page; their paths, one a line.
 
     Raises: ValueError when the run has no usable model, a text is too long or missing or one too many, or a character is not
     in the vocabulary."""
@@ -32,14 +32,15 @@ def attention(config: AttentionConfig) -> list[Path]:
     if config.html is not None:
         page = page_of_run(Path(config.run), trained, reading, config.backend, config.device)
         write_atomically(Path(config.html), page.encode())
-        return [Path(config.html)]
+        return config.html
     stacks = look(trained.twin, trained.vocabulary, reading)
     if config.view == "model":
-        return draw(stacks, Path(config.output))
+        return "\n".join(map(str, draw(stacks, Path(config.output))))
     for name, most in (("layer", trained.model.layers), ("head", trained.model.heads)):
         if getattr(config, name) >= most:
             raise ValueError(f"{name}: expected 0 to {most - 1}, got {getattr(config, name)}")
-    return draw_view(config, stacks, attention_caches(trained.twin.parameters(), trained.model, reading))
+    views = draw_view(config, stacks, attention_caches(trained.twin.parameters(), trained.model, reading))
+    return "\n".join(map(str, views))
 
 
 def draw(stacks: Sequence[Stack], path: Path) -> list[Path]:

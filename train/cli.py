@@ -1,13 +1,17 @@
 """The command `twinformer`: reads the options, runs a subcommand, and turns what went wrong into one line.
 
-Exit status: 0 done, 1 `check` found a tensor out of bounds, 2 an error that the user can mend, 130 stopped by Ctrl-C.
+Exit status: 0 done, 1 `check` found a tensor out of bounds, 2 an error that the user can mend, 130 stopped by Ctrl-C or
+SIGTERM.
 Nothing heavy is imported before a subcommand runs, so that help is quick.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import io
+import operator
 import os
 import re
 import sys
@@ -39,20 +43,21 @@ from train.parallel import speaks
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
 )
-Command = (
-    TrainConfig
-    | GenerateConfig
-    | AttentionConfig
-    | CheckConfig
-    | ComplexityConfig
-    | ParametersConfig
-    | PositionsConfig
-    | AblateConfig
-    | InductionConfig
-    | PitfallsConfig
-    | LadderConfig
-    | BenchConfig
-)
+# Subcommand -> its options, and the module and function that carry it out, which are imported when it runs.
+SUBCOMMANDS: dict[str, tuple[type, str, str]] = {
+    "train": (TrainConfig, "train.report", "train_and_report"),
+    "generate": (GenerateConfig, "train.generate", "generate"),
+    "attention": (AttentionConfig, "train.attention", "attention"),
+    "check": (CheckConfig, "train.check", "check"),
+    "complexity": (ComplexityConfig, "train.complexity", "complexity"),
+    "parameters": (ParametersConfig, "train.models", "parameters"),
+    "ablate": (AblateConfig, "train.ablate", "ablate"),
+    "induction": (InductionConfig, "train.induction", "induction"),
+    "pitfalls": (PitfallsConfig, "train.pitfalls", "pitfalls"),
+    "ladder": (LadderConfig, "train.ladder", "ladder"),
+    "positions": (PositionsConfig, "train.positions", "positions"),
+    "bench": (BenchConfig, "train.benchmarks.bench", "bench"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,152 +79,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parse(arguments: list[str]) -> Command:
+def parse(arguments: list[str]) -> Any:
     """The configuration that the arguments describe. Raises: ValueError for arguments that make no sense."""
-    subcommand = tyro.conf.subcommand
-    # A variable, since a type checker cannot follow defaults that are known at run time only.
-    commands: Any = (
-        Annotated[TrainConfig, subcommand("train", default=_starting_point(arguments))]
-        | Annotated[GenerateConfig, subcommand("generate")]
-        | Annotated[AttentionConfig, subcommand("attention")]
-        | Annotated[CheckConfig, subcommand("check")]
-        | Annotated[ComplexityConfig, subcommand("complexity")]
-        | Annotated[ParametersConfig, subcommand("parameters")]
-        | Annotated[AblateConfig, subcommand("ablate")]
-        | Annotated[InductionConfig, subcommand("induction")]
-        | Annotated[PitfallsConfig, subcommand("pitfalls")]
-        | Annotated[LadderConfig, subcommand("ladder")]
-        | Annotated[PositionsConfig, subcommand("positions")]
-        | Annotated[BenchConfig, subcommand("bench")]
-    )
+    defaults: dict[str, Any] = {"train": {"default": _starting_point(arguments)}}
+    kinds = [
+        Annotated[options, tyro.conf.subcommand(name, **defaults.get(name, {}))]
+        for name, (options, _, _) in SUBCOMMANDS.items()
+    ]
+    any_of_them: Any = functools.reduce(operator.or_, kinds)  # Any: no type checker knows it
     with _parse_errors_as_value_errors():
         return tyro.cli(
-            commands, prog="twinformer", description=DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
+            any_of_them, prog="twinformer", description=DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
 
 
-def run(command: Command) -> int:
-    """Runs a subcommand and returns the exit status."""
+def run(config: Any) -> int:
+    """Runs the subcommand whose options these are and returns the exit status. What it returns is printed if it is a text,
+    and is the status if it is a number."""
     # A thread of torch's libgomp that waits for the others spins before it sleeps. On an idle machine 2000 turns cost a step
     # of training nothing against the default, and beside one other busy process on two cores it took 0.65 of the time. From
     # one short product of decoding to the next that is not enough: with 5000 a character takes 0.7 to 0.85 of the time.
-    os.environ.setdefault("GOMP_SPINCOUNT", "5000" if isinstance(command, GenerateConfig | BenchConfig) else "2000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000" if isinstance(config, GenerateConfig | BenchConfig) else "2000")
     # The same for NumPy's OpenBLAS, whose threads would otherwise spin for 2^26 cycles: torch's product of 1,024 x 1,024
     # matrices right after NumPy's took twice its time so. 2^20 cycles, 0.4 ms, last from one token to the next: with 2^18
     # decoding took a tenth longer, with 2^14 a fifth.
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
-    match command:
-        case TrainConfig():
-            return _train(command)
-        case GenerateConfig():
-            return _generate(command)
-        case AttentionConfig():
-            return _attention(command)
-        case CheckConfig():
-            return _check(command)
-        case ComplexityConfig():
-            return _complexity(command)
-        case ParametersConfig():
-            return _parameters(command)
-        case AblateConfig():
-            return _ablate(command)
-        case InductionConfig():
-            return _induction(command)
-        case PitfallsConfig():
-            return _pitfalls(command)
-        case LadderConfig():
-            return _ladder(command)
-        case PositionsConfig():
-            return _positions(command)
-        case BenchConfig():
-            return _bench(command)
-
-
-def _train(config: TrainConfig) -> int:
-    if config.threads:  # read by the BLAS library under NumPy when it is loaded, which is later
+    if isinstance(config, TrainConfig) and config.threads:  # read by NumPy's BLAS library when it is loaded, which is later
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(config.threads)
-    from train.report import train_and_report
-
-    train_and_report(config)
-    return 0
-
-
-def _generate(config: GenerateConfig) -> int:
-    from train.generate import generate
-
-    print(generate(config))
-    return 0
-
-
-def _attention(config: AttentionConfig) -> int:
-    from train.attention import attention
-
-    for path in attention(config):
-        print(path)
-    return 0
-
-
-def _check(config: CheckConfig) -> int:
-    from train.check import check
-
-    return check(config)
-
-
-def _parameters(config: ParametersConfig) -> int:
-    from train.models import parameters
-
-    print(parameters(config))
-    return 0
-
-
-def _positions(config: PositionsConfig) -> int:
-    from train.positions import positions
-
-    print(positions(config))
-    return 0
-
-
-def _complexity(config: ComplexityConfig) -> int:
-    from train.complexity import complexity
-
-    print(complexity(config))
-    return 0
-
-
-def _ablate(config: AblateConfig) -> int:
-    from train.ablate import ablate
-
-    print(ablate(config))
-    return 0
-
-
-def _induction(config: InductionConfig) -> int:
-    from train.induction import induction
-
-    print(induction(config))
-    return 0
-
-
-def _pitfalls(config: PitfallsConfig) -> int:
-    from train.pitfalls import pitfalls
-
-    print(pitfalls(config))
-    return 0
-
-
-def _ladder(config: LadderConfig) -> int:
-    from train.ladder import ladder
-
-    print(ladder(config))
-    return 0
-
-
-def _bench(config: BenchConfig) -> int:
-    from train.benchmarks.bench import bench
-
-    print(bench(config))
-    return 0
+    module, function = next(home for options, *home in SUBCOMMANDS.values() if isinstance(config, options))
+    result = getattr(importlib.import_module(module), function)(config)
+    if isinstance(result, str):
+        print(result)
+    return result if isinstance(result, int) else 0
 
 
 def _starting_point(arguments: list[str]) -> TrainConfig:

@@ -33,11 +33,11 @@ def ladder(config: LadderConfig) -> str:
     """Climbs what is not climbed yet, writes results, table and plot, and returns the table.
 
     Raises: OSError when the corpus cannot be had."""
+    folder = output_folder(config.output)
     rungs = tomllib.loads(LADDER_FILE.read_text(encoding="utf-8"))
     jobs = {name: _job(name, rung, config) for name, rung in rungs.items() if "preset" in rung}
     options = next(iter(jobs.values())).options
     counted = bigram(options)
-    folder = output_folder(config.output)
     records = run_all(list(jobs.values()), folder / RUNS, config.jobs)
     results = [
         {"rung": name, "idea": rung["idea"], **_figures(records[jobs[name].key] if name in jobs else counted)}

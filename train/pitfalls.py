@@ -54,10 +54,10 @@ def pitfalls(config: PitfallsConfig) -> str:
 
     Raises: ValueError for an unknown name; OSError when the corpus cannot be had."""
     chosen = plan(config)
+    folder = output_folder(config.output)
     for corpus in {pitfall.options["corpus"] for pitfall in chosen}:
         load_corpus(corpus)  # fetched once, not by every process
     pairs = {pitfall.name: pitfall.jobs() for pitfall in chosen}
-    folder = output_folder(config.output)
     records = run_all([job for pair in pairs.values() for job in pair], folder / RUNS, config.jobs)
     shown = [(pitfall, [brief(records[job.key]) for job in pairs[pitfall.name]]) for pitfall in chosen]
     result = {

@@ -99,7 +99,7 @@ def test_a_training_that_cannot_begin_costs_one_line(tmp_path, capsys):
 def test_a_folder_that_is_a_file_is_told_before_the_work(tmp_path, capsys, monkeypatch, command):
     (tmp_path / "file").write_text("mine")
     for module in (induction, pitfalls, ladder, ablate, complexity):
-        for name in {"in_a_process", "run_all", "measure"} & set(vars(module)):
+        for name in {"load_corpus", "in_a_process", "run_all", "measure"} & set(vars(module)):
             monkeypatch.setattr(module, name, None)
     message = refused(capsys, command, "--output", tmp_path / "file")
     assert "output: expected a folder that can be written, got" in message
