@@ -517,11 +517,14 @@ def preset(name: str) -> TrainConfig:
     """The options of a preset from presets.toml.
 
     Raises: ValueError when there is no such preset, or the file has an unknown option or a value of the wrong type."""
-    with PRESETS_FILE.open("rb") as file:
-        presets = tomllib.load(file)
+    presets = tomllib.loads(PRESETS_FILE.read_text(encoding="utf-8"))
     if name not in presets:
         raise ValueError(f"preset: expected one of {', '.join(presets)}, got {name!r}")
-    return train_config({"preset": name, **presets[name]}, f"{PRESETS_FILE.name} [{name}]")
+    where, own = f"{PRESETS_FILE.name} [{name}]", dict(presets[name])
+    like = own.pop("like", name)
+    if like not in presets:
+        raise ValueError(f"{where}: like: expected one of {', '.join(presets)}, got {like!r}")
+    return train_config({"preset": name, **presets[like], **own}, where)
 
 
 def train_config(options: Mapping[str, Any], where: str) -> TrainConfig:

@@ -25,9 +25,25 @@ PRESETS = tomllib.loads(configuration.PRESETS_FILE.read_text())
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid_and_has_its_values(name):
-    options = flat_options(preset(name))
-    assert PRESETS[name].items() <= options.items()
+    options, own = flat_options(preset(name)), dict(PRESETS[name])
+    assert (PRESETS.get(own.pop("like", None), {}) | own).items() <= options.items()
     assert options["preset"] == name
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[a]\nlike = "c"\n[b]', r"presets.toml \[a\]: like: expected one of a, b, got 'c'"),
+        ('[a]\nlike = "b"\n[b]\nlike = "a"', "like"),
+        ("[a]\nwidht = 8", "widht"),
+    ],
+    ids=["nobody", "of-another", "unknown"],
+)
+def test_a_preset_that_makes_no_sense_is_told(tmp_path, monkeypatch, text, message):
+    monkeypatch.setattr(configuration, "PRESETS_FILE", tmp_path / "presets.toml")
+    configuration.PRESETS_FILE.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        preset("a")
 
 
 def test_the_nanogpt_preset_is_nanogpts_shape():
