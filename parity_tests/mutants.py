@@ -1325,7 +1325,7 @@ BLOCK = (
     Mutant(
         "norm_epsilon_of_the_config_ignored",
         "The epsilon in the configuration does not reach LayerNorm.",
-        "reference_numpy/block.py",
+        "reference_numpy/normalization.py",
         'return layer_norm_forward(x, parameters["weight"], parameters.get("bias"), config.norm_epsilon)',
         'return layer_norm_forward(x, parameters["weight"], parameters.get("bias"))',
     ),

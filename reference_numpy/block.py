@@ -14,32 +14,10 @@ from reference_numpy.attention import (
 from reference_numpy.config import ModelConfig
 from reference_numpy.dropout import DropoutCache, dropout_backward, dropout_forward, dropout_mask
 from reference_numpy.feed_forward import FeedForwardCache, feed_forward_backward, feed_forward_forward
-from reference_numpy.normalization import (
-    NormCache,
-    layer_norm_backward,
-    layer_norm_forward,
-    rms_norm_backward,
-    rms_norm_forward,
-)
+from reference_numpy.normalization import NormCache, norm_backward, norm_forward
 from reference_numpy.parameters import Parameters, parts, prefixed
 
 Sublayer = Callable[[np.ndarray], tuple[np.ndarray, Any]]
-
-
-def norm_forward(x: np.ndarray, parameters: Parameters, config: ModelConfig) -> tuple[np.ndarray, NormCache]:
-    """The norm that the config names, over the last axis of x (B, T, D)."""
-    if config.norm == "rms":
-        return rms_norm_forward(x, parameters["weight"], config.norm_epsilon)
-    return layer_norm_forward(x, parameters["weight"], parameters.get("bias"), config.norm_epsilon)
-
-
-def norm_backward(d_y: np.ndarray, cache: NormCache, config: ModelConfig) -> tuple[np.ndarray, Parameters]:
-    """Gradient of x, and those of the parameters under their names."""
-    if config.norm == "rms":
-        d_x, d_weight = rms_norm_backward(d_y, cache)
-        return d_x, {"weight": d_weight}
-    d_x, d_weight, d_bias = layer_norm_backward(d_y, cache)
-    return d_x, {"weight": d_weight} if d_bias is None else {"weight": d_weight, "bias": d_bias}
 
 
 def draw_dropout(x: np.ndarray, config: ModelConfig, generator: np.random.Generator | None) -> np.ndarray | None:

@@ -5,21 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reference_numpy.block import (
-    BlockCache,
-    BlockPast,
-    block_backward,
-    block_forward,
-    draw_dropout,
-    norm_backward,
-    norm_forward,
-)
+from reference_numpy.block import BlockCache, BlockPast, block_backward, block_forward, draw_dropout
 from reference_numpy.config import ModelConfig
 from reference_numpy.dropout import DropoutCache, dropout_backward, dropout_forward
 from reference_numpy.embedding import EmbeddingCache, embedding_backward, embedding_forward
 from reference_numpy.linear import LinearCache, linear_backward, linear_forward
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
-from reference_numpy.normalization import NormCache
+from reference_numpy.normalization import NormCache, norm_backward, norm_forward
 from reference_numpy.parameters import Parameters, parts, prefixed, scope
 from reference_numpy.position import sinusoidal_table
 

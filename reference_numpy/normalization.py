@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import Parameters
+
 
 class NormCache(NamedTuple):
     """The normalised input and 1/deviation: with them the backward needs neither x nor its mean."""
@@ -62,6 +65,22 @@ def rms_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np
     d_n = d_y * weight
     projection = _mean_product(d_n, normalized)
     return inverse * (d_n - normalized * projection), _sum_rows(d_y * normalized)
+
+
+def norm_forward(x: np.ndarray, parameters: Parameters, config: ModelConfig) -> tuple[np.ndarray, NormCache]:
+    """The norm that the config names, over the last axis of x (B, T, D)."""
+    if config.norm == "rms":
+        return rms_norm_forward(x, parameters["weight"], config.norm_epsilon)
+    return layer_norm_forward(x, parameters["weight"], parameters.get("bias"), config.norm_epsilon)
+
+
+def norm_backward(d_y: np.ndarray, cache: NormCache, config: ModelConfig) -> tuple[np.ndarray, Parameters]:
+    """Gradient of x, and those of the parameters under their names."""
+    if config.norm == "rms":
+        d_x, d_weight = rms_norm_backward(d_y, cache)
+        return d_x, {"weight": d_weight}
+    d_x, d_weight, d_bias = layer_norm_backward(d_y, cache)
+    return d_x, {"weight": d_weight} if d_bias is None else {"weight": d_weight, "bias": d_bias}
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
