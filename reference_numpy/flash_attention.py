@@ -53,7 +53,8 @@ def flash_attention_forward(
 
     Online softmax (Milakov & Gimelshein 2018): for each query keep the largest score m so far, and with it the sum l of
     exp(score - m) and the sum a of exp(score - m) value. A tile with a larger maximum m' first shrinks both by exp(m - m').
-    At the end the output is a / l, and log sum exp = m + log l.
+    At the end the output is a / l, and log sum exp = m + log l. Neither depends on m, which therefore is a constant, and
+    real even where a complex step differentiates.
     """
     check_attention_shapes(query, key, value, mask)
     T, S = query.shape[2], key.shape[2]
@@ -69,7 +70,7 @@ def flash_attention_forward(
         largest = np.full_like(total, -np.inf)  # m
         for columns in _columns(rows, T, S, options):
             scores, _ = _scores(query_tile, key[:, :, columns], rows, columns, T, S, options)
-            new_largest = np.maximum(largest, scores.max(axis=-1, keepdims=True))
+            new_largest = np.maximum(largest, scores.real.max(axis=-1, keepdims=True))
             shift = np.where(new_largest == -np.inf, 0, new_largest)
             exponential = np.exp(scores - shift)
             shrink = np.exp(largest - shift)
