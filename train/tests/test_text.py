@@ -81,6 +81,24 @@ def test_validation_is_fixed_and_covers_the_text_once(tmp_path):
     assert sum(batch.tokens.size for batch in estimate[:-1]) < 100 <= sum(batch.tokens.size for batch in estimate)
 
 
+def test_accuracy_is_of_all_chosen_characters_and_of_no_others(masked):
+    """Of a model that puts in what it sees: it is right where a chosen character shows itself."""
+
+    class Believer:
+        def predict(self, batch):
+            return batch.tokens
+
+    batches = list(masked.validation_batches())
+    tokens, targets = (
+        np.concatenate([part.ravel() for part in parts]) for parts in zip(*(b[:2] for b in batches), strict=True)
+    )
+    chosen = targets >= 0
+    scores = masked.scores(Believer())
+    assert scores == {"accuracy": (tokens == targets)[chosen].mean(), "characters": chosen.sum()}
+    assert 0 < scores["accuracy"] < 1
+    assert len({batch.tokens.size for batch in batches}) > 1  # a mean of means would not do
+
+
 def test_a_masked_model_learns_and_reports(tmp_path, capsys):
     text = str(write_text(tmp_path / "text.txt", 4000))
     shape = ["--width", "32", "--heads", "2", "--layers", "2", "--context", "32", "--batch", "8"]
