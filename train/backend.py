@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import torch
 
 Arrays = dict[str, np.ndarray]
+PARAMETERS = "parameters/"  # what their names begin with in an exported state
 
 
 class Step(NamedTuple):
@@ -523,7 +524,7 @@ def _adamw_rate(options: TrainConfig, learning_rate: float) -> float:
 
 
 def _pack(parts: Mapping[str, Arrays]) -> Arrays:
-    """Parameters and what the optimizer keeps in one flat dictionary: `first/blocks.0...` and so on."""
+    """Parameters and what the optimizer keeps in one dictionary: `parameters/blocks.0...`, `first/blocks.0...` and so on."""
     return {f"{part}/{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
-from train.backend import Twin, create_backend, with_dtype
+from train.backend import PARAMETERS, Arrays, Twin, create_backend, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.data import Batch
@@ -134,8 +134,9 @@ class Trainer:
         arrays, extra = self.twin.export_state()
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._diverged(f"a parameter or what the optimizer keeps became NaN or inf by step {self.step}")
+        parameters = {n.removeprefix(PARAMETERS): array for n, array in arrays.items() if n.startswith(PARAMETERS)}
         if self.config.average > 1 and self._is_kept(self.step):
-            self._save_model(run_folder.KEPT.format(step=self.step))
+            self._save_model(run_folder.KEPT.format(step=self.step), parameters)
             self._remove(path for _, path in run_folder.kept(self.folder)[: -self.config.average])
         extra = {
             "step": self.step,
@@ -146,7 +147,7 @@ class Trainer:
         }
         if self.processes.writes:
             save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
-        self._save_model(run_folder.MODEL)
+        self._save_model(run_folder.MODEL, parameters)
 
     def restore(self) -> None:
         """Goes on from the run's checkpoint. Raises: ValueError when its task, data, model, seed or dtype is another."""
@@ -178,10 +179,10 @@ class Trainer:
     def _take_snapshot(self) -> None:
         """Keeps the model where its turn has come. Half precision is enough for pictures, and half the size."""
         if self.step in self._snapshots:
-            self._save_model(run_folder.SNAPSHOT.format(step=self.step), np.float16)
+            half = {name: array.astype(np.float16) for name, array in self.twin.parameters().items()}
+            self._save_model(run_folder.SNAPSHOT.format(step=self.step), half)
 
-    def _save_model(self, name: str, dtype: type | None = None) -> None:
-        parameters = {n: array if dtype is None else array.astype(dtype) for n, array in self.twin.parameters().items()}
+    def _save_model(self, name: str, parameters: Arrays) -> None:
         if self.processes.writes:
             save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
 
@@ -245,7 +246,8 @@ class Trainer:
         Of several processes, the one that writes takes the finished model and goes on by itself."""
         if self.config.average > 1:
             self._take_the_mean()
-        self._save_model(run_folder.MODEL)  # of the mean; else again, in case that a crash came between state and model
+        # The mean's; else those of the last step again, in case that a crash came between state and model.
+        self._save_model(run_folder.MODEL, self.twin.parameters())
         batches = list(self.task.validation_batches())
         loss = self._measure(batches)
         if not math.isfinite(loss):
@@ -269,7 +271,7 @@ class Trainer:
         self.processes.any(False)  # they are all written, and the old ones gone
         paths = [path for _, path in run_folder.kept(self.folder)]
         arrays, extra = self.twin.export_state()
-        mean = {f"parameters/{name}": array for name, array in mean_parameters(paths).items()}
+        mean = {PARAMETERS + name: array for name, array in mean_parameters(paths).items()}
         self.twin.import_state(arrays | mean, extra)
 
     @property
