@@ -214,7 +214,7 @@ class Tracked(NDArrayOperatorsMixin):
         """Standard deviation of the rounding error of each element."""
         scale = np.abs(self.sketches).max(axis=-1, initial=0.0)  # scaled, since squares of tiny errors underflow
         safe = np.where(scale > 0, scale, 1.0)
-        return safe * np.sqrt(larger_half((self.sketches / safe[..., None]) ** 2)) * (scale >= 0)
+        return safe * np.sqrt(larger_half((self.sketches / safe[..., None]) ** 2))
 
     def bound(self, factor: float = 1.0) -> np.ndarray:
         """What the error of each element exceeds with probability FAILURE_PROBABILITY at most; times factor."""

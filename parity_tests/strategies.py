@@ -84,7 +84,8 @@ def attention_masks(draw: st.DrawFn, B: int, H: int, T: int, S: int) -> np.ndarr
 
 @st.composite
 def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
-    """Any valid combination of all options of ModelConfig, at a small size; `fixed` overrides."""
+    """Any valid combination of all options of ModelConfig, at a small size, with heads of 2 or 6 channels; `fixed`
+    overrides."""
     heads = draw(st.sampled_from([1, 2, 3, 4]))
     attention = fixed.get("attention") or draw(st.sampled_from(["softmax", "softmax", "softmax", "linear"]))
     softmax = attention == "softmax"
@@ -120,11 +121,11 @@ def is_smooth(config: ModelConfig) -> bool:
     return "relu" not in config.activation and config.attention == "softmax"
 
 
-def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-    """Parameters far from their initial values: gains near 1, everything else, biases too, of size 0.5."""
+def random_parameters(shapes: dict[str, tuple[int, ...]], seed: int, size: float = 0.5) -> dict[str, np.ndarray]:
+    """Parameters far from their initial values: gains near 1, everything else, biases too, of this size."""
     generator = np.random.default_rng(seed)
     return {
-        name: (1.0 if name.endswith("norm.weight") else 0.0) + 0.5 * generator.standard_normal(shape)
+        name: (1.0 if name.endswith("norm.weight") else 0.0) + size * generator.standard_normal(shape)
         for name, shape in shapes.items()
     }
 

@@ -188,6 +188,15 @@ def test_searches_agree(data, kind, B, beams, seed):
     assert all(sequences == found[0] for sequences in found)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint32"])
+def test_tokens_may_be_integers_of_any_kind(dtype):
+    config = ModelConfig(kind="encoder_decoder", vocabulary=5, context=4, width=4, heads=2, layers=1)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    source, tokens = np.array([[1, 2, 3]]), np.array([[0, 4]])
+    for decoder, other in zip(*(decoders(config, parameters, source.astype(d)) for d in ("int64", dtype)), strict=True):
+        assert (other.append(tokens.astype(dtype)) == decoder.append(tokens)).all()
+
+
 def test_a_decoder_can_search_again():
     """A search leaves out rows that are done and repeats others; the next one begins with the source as it was given."""
     config = ModelConfig(kind="encoder_decoder", vocabulary=7, context=8, width=8, layers=1, heads=2)
@@ -582,6 +591,8 @@ def test_errors():
         spec.CachedDecoder(parameters, ModelConfig(kind="encoder"))
     with pytest.raises(ValueError, match="beams: expected at least 1, got 0"):
         spec.beam_search(Table(0), 1, 0, 2, 3, beams=0)
+    with pytest.raises(ValueError, match="alpha: expected at least 0, got -1"):  # a row would be done too early
+        spec.beam_search(Table(0), 1, 0, 2, 3, alpha=-1)
 
     class Diverged(Table):
         def logits(self, prefix):

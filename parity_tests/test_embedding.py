@@ -30,3 +30,10 @@ def test_parity(data, rows, columns, vocabulary, width, seed):
 def test_token_out_of_range(token):
     with pytest.raises(ValueError, match=f"tokens: expected 0 to 4, got {token} to {token}"):
         embedding_forward(np.array([token]), np.zeros((5, 2)))
+
+
+@pytest.mark.parametrize("tokens", [np.array([True, False]), np.array([0.0, 1.0])], ids=["bool", "float"])
+def test_what_is_no_integer_is_refused(tokens):
+    """A bool array would choose rows instead of looking them up."""
+    with pytest.raises(ValueError, match=f"tokens: expected integers, got {tokens.dtype}"):
+        embedding_forward(tokens, np.zeros((2, 3)))

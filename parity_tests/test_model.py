@@ -64,9 +64,10 @@ def test_parity(kind, data, B, T, S, smoothing, dtypes, seed):
 @fewer(20)
 @given(st.data(), sizes(3, 7), sizes(3, 5), seeds)
 def test_lower_precision(kind, dtype, data, T, S, seed):
-    """With several tokens to choose from and to attend to: no gradient is 0, so all of them round."""
+    """With several tokens to choose from and to attend to: no gradient is 0, so all of them round. In bfloat16 with smaller
+    parameters: with the others rounding alone is as large as most of the gradients, and the bounds say so."""
     config = data.draw(configs(kind=kind, vocabulary=13, attention="softmax", window=None, bias=True))
-    check_model(config, 3, T, S, 0.1, (dtype,), seed)
+    check_model(config, 3, T, S, 0.1, (dtype,), seed, size=0.1 if dtype == "bfloat16" else 0.5)
 
 
 @fewer(4)
@@ -82,8 +83,8 @@ def test_parity_of_more_than_ten_layers():
     check_model(ModelConfig(vocabulary=3, context=4, width=2, heads=1, layers=11), 2, 3, 1, 0.0, ("float64",), 0)
 
 
-def check_model(config, B, T, S, smoothing, dtypes, seed, padded=True):
-    parameters = random_parameters(parameter_shapes(config), seed)
+def check_model(config, B, T, S, smoothing, dtypes, seed, padded=True, size=0.5):
+    parameters = random_parameters(parameter_shapes(config), seed, size)
     tokens, targets, extra = draw_batch(config, B, T, S, seed)
     extra = extra if padded else {}
     module = Transformer(config)

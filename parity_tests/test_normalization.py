@@ -91,9 +91,9 @@ def test_a_second_derivative_is_refused(norm):
         d_x.sum().backward()
 
 
-def test_far_from_0_no_more_digits_are_lost_than_must_be():
-    """Centring loses the digits that the mean has before those of the deviation, four here, and not twice as many, as the
-    mean square less the square of the mean would: a bound that widened with the algorithm would not tell."""
+def test_far_from_0_digits_are_lost_once():
+    """Rounding of the mean costs the digits that it has before those of the deviation, four here, and not twice as many, as
+    the mean square less the square of the mean would: a bound that widened with the algorithm would not tell."""
     x = 1e4 + np.random.default_rng(0).standard_normal((3, 8))
     _, bound = bound_of(lambda x: spec.layer_norm_forward(x, np.ones(8))[0], x, format="float64")
     assert bound.max() < 1e4 * 20 * np.finfo(np.float64).eps

@@ -73,9 +73,10 @@ def test_adamw(weight_decay, steps, seed):
             assert_within(theirs[part][name], truth[part][name], 2 * bound[part][name], f"AdamW, twin {part} {name}")
 
 
-@given(sizes(1, 7), sizes(1, 7), seeds)
-def test_newton_schulz(rows, columns, seed):
-    g = np.random.default_rng(seed).standard_normal((rows, columns))
+@given(sizes(1, 7), sizes(1, 7), st.sampled_from([1.0, 1e-200, 1e200]), seeds)
+def test_newton_schulz(rows, columns, magnitude, seed):
+    """Of a gradient that has all but vanished, too, as that of a dead block does, whose squares are 0."""
+    g = magnitude * np.random.default_rng(seed).standard_normal((rows, columns))
     truth, bound = bound_of(spec.newton_schulz, g, format="float64")
     assert_within(spec.newton_schulz(g), truth, bound, "Newton-Schulz, spec")
     assert_within(twin.newton_schulz(torch.from_numpy(g)[None])[0].numpy(), truth, 2 * bound, "Newton-Schulz, twin")
@@ -292,6 +293,12 @@ def test_a_gradient_that_is_not_a_number_spoils_them_all():
     for name, parameter in model.named_parameters():
         assert np.isnan(clipped[name]).all()
         assert parameter.grad.isnan().all()
+
+
+def test_clipping_nothing():
+    """A step that reached no parameter."""
+    assert spec.clip_gradients({}, 1.0) == ({}, 0.0)
+    assert twin.clip_gradients(twin_model(random_parameters(SHAPES, 0)).parameters(), 1.0) == 0
 
 
 STEPS = 100

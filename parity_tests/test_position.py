@@ -97,6 +97,14 @@ def test_alibi(heads, T, S):
     assert (theirs.numpy() == ours).all()
 
 
+@pytest.mark.parametrize(
+    "rotate", [lambda x: spec.rotary_forward(x, np.arange(2)), lambda x: twin.rotary(torch.from_numpy(x), 0)]
+)
+def test_an_odd_number_of_channels_cannot_turn_in_pairs(rotate):
+    with pytest.raises(ValueError, match="x: expected an even last axis, whose channels are turned in pairs, got 3"):
+        rotate(np.zeros((1, 1, 2, 3)))
+
+
 def test_alibi_slopes_of_the_paper():
     assert spec.alibi_slopes(8, F64).tolist() == [2.0**-h for h in range(1, 9)]
     twelve = spec.alibi_slopes(12, F64).tolist()  # 8 heads' slopes, then every other of 16 heads'

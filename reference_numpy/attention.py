@@ -41,7 +41,7 @@ def scaled_dot_product_attention_forward(
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S), True = may attend;
     output (B, H, T, K). Queries and keys are aligned at the end (see mask.py).
-    The scale keeps the scores' variance at 1: a sum of K products of independent numbers, of mean 0 and variance 1, has K.
+    The scale keeps the scores' variance at 1: a sum of K products of independent numbers of mean 0 and variance 1 has K.
     Options: causal; window, see window_mask; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma 2,
     section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
     read as 0, so that NaN or inf in padding reaches neither output nor gradient.
@@ -93,7 +93,7 @@ def scaled_dot_product_attention_backward(
     return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
-ROWS = 64  # queries that share their last key in _causal_attention_forward: far fewer, and the products become small
+ROWS = 64  # queries of a block in _causal_attention_forward, scored up to the last one's key; far fewer make small products
 
 
 class CausalCache(NamedTuple):

@@ -227,10 +227,12 @@ def beam_search(
     continuations those that end go to the finished ones. Finished sequences compare by log p / ((5 + length) / 6)^alpha, the
     length counting the end token (Wu et al. 2016, equation 14; alpha 0.6 and 4 beams in Vaswani et al. 2017, section 6.1). A
     row is done when no open prefix can still win; what is open after `maximum` tokens counts as finished.
-    Raises ValueError for fewer than 1 beam, and for logits that are not finite.
+    Raises ValueError for fewer than 1 beam, for alpha below 0, and for logits that are not finite.
     """
     if beams < 1:
         raise ValueError(f"beams: expected at least 1, got {beams}")
+    if not alpha >= 0:
+        raise ValueError(f"alpha: expected at least 0, got {alpha}")
     decoder.restart()
     decoder.select(np.repeat(np.arange(batch), beams))
     prefixes: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(batch)]

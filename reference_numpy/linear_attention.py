@@ -127,6 +127,6 @@ def _backward_in_time(product: Product, a: np.ndarray, b: np.ndarray, w: np.ndar
 
 
 def _features(x: np.ndarray) -> np.ndarray:
-    """f(x) = elu(x) + 1 = x + 1 for x > 0, exp(x) below: positive everywhere."""
+    """f(x) = elu(x) + 1 = x + 1 for x > 0, exp(x) below: positive, until it underflows."""
     positive = x.real > 0
     return np.where(positive, x + 1, np.exp(np.where(positive, 0, x)))

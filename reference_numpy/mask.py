@@ -44,7 +44,7 @@ def allowed_pairs(
     """Which of the queries at positions `rows` may attend to which of the keys at positions `columns`.
 
     Shapes: rows (T,), columns (S,), mask (B, H, T, S) or anything that broadcasts to it; output broadcasts to (B, H, T, S),
-    or is None where every pair is allowed. The tiled algorithm asks for one tile at a time, the plain one for all.
+    or is None where nothing limits them. The tiled algorithm asks for one tile at a time, the plain one for all.
     """
     mask = None if mask is None else np.atleast_2d(mask)
     ahead = columns[None, :] - rows[:, None]  # (T, S): by how much the key is later than the query

@@ -58,7 +58,7 @@ def model_forward(
     Shapes: tokens (B, T) integers; source (B, S) integers, for an encoder-decoder; padding (B, T) and source_padding (B, S)
     bool, True for a real token. `generator` switches dropout on and is its random stream. `past`, one empty BlockPast per
     block at first, makes the call continue earlier tokens: then only the new ones are given, padding covers all of them,
-    and an encoder-decoder needs no source. There is no backward pass then.
+    and an encoder-decoder needs no source, but its source_padding again. There is no backward pass then.
     Raises ValueError for a source where none belongs or none where one does, and for a length beyond learned positions.
     """
     started = past is not None and past[0].own.length > 0

@@ -23,8 +23,8 @@ def layer_norm_forward(
     """y = weight * (x - mean) / sqrt(variance + epsilon) + bias (Ba et al. 2016).
 
     Shapes: x (..., D), weight (D,), bias (D,) or None. The variance is the biased one (divided by D) and epsilon is inside
-    the root, as in torch. A row of equal numbers gives the bias, unless rounding of its mean
-    leaves more than the root of epsilon.
+    the root, as in torch. A row of equal numbers gives the bias, up to weight c / sqrt(c^2 + epsilon), c being what rounding
+    of its mean has left.
     """
     centred = x - _mean(x)
     variance = _mean_product(centred, centred)

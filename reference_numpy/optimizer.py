@@ -104,8 +104,8 @@ def muon_step(
 
       m <- momentum m + g,    u = g + momentum m (Nesterov),    w <- w - lr wd w - lr sqrt(max(1, O/I)) orthogonalized(u)
 
-    An orthogonal step moves every direction of the matrix by the same amount; sqrt(max(1, O/I)) keeps the change of the
-    output's size independent of the shape (O, I). All other parameters take an AdamW step with their own learning rate.
+    An orthogonal step moves every direction of the matrix by the same amount; sqrt(max(1, O/I)) keeps the size of the
+    output's change independent of the shape (O, I). All other parameters take an AdamW step with their own learning rate.
     """
     hidden_new, hidden_momentum = {}, {}
     for name, w in parameters.items():
@@ -136,6 +136,8 @@ def newton_schulz(g: np.ndarray, steps: int = 5) -> np.ndarray:
     a, b, c = NEWTON_SCHULZ
     tall = g.shape[0] > g.shape[1]
     x = g.T if tall else g
+    largest = np.abs(x).max()
+    x = x / np.where(largest == 0, 1, largest)  # before squares, which would vanish or overflow
     norm = np.sqrt((x * x).sum())
     x = x / np.where(norm == 0, 1, norm)
     for _ in range(steps):

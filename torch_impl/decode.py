@@ -62,7 +62,10 @@ class CachedDecoder:
         self._source_padding = None if self._source_padding is None else self._source_padding[index]
 
     def _tensor(self, array: np.ndarray | None) -> Any:
-        return None if array is None else torch.as_tensor(np.array(array), device=self._model.device)
+        """On the device; integers of any kind as torch's embedding wants them."""
+        if array is None:
+            return None
+        return torch.as_tensor(np.array(array, bool if array.dtype == bool else np.int64), device=self._model.device)
 
 
 def generate(

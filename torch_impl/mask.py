@@ -40,7 +40,7 @@ def allowed_pairs(
     window: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor | None:
-    """Which of T queries may attend to which of S keys: bool, broadcasts to (B, H, T, S); None where all pairs are."""
+    """Which of T queries may attend to which of S keys: bool, broadcasts to (B, H, T, S); None where nothing limits them."""
     mask = None if mask is None else torch.atleast_2d(mask)
     if not causal and window is None:
         return mask

@@ -13,7 +13,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
     """weight * (x - mean) / sqrt(variance + epsilon) + bias, with the biased variance. Shapes: x (..., D), the rest (D,).
 
     torch's kernels for a CPU multiply and subtract afterwards: where the mean is far above the deviation, digits cancel.
-    From rows that are centred already nothing is left to cancel.
+    From rows that are centred already nothing is left to cancel: so it is done where the gradient of x is wanted.
     """
     x = x.to(weight.dtype)  # see rms_norm
     if x.device.type == "cpu" and x.requires_grad:

@@ -54,6 +54,8 @@ def clip_gradients(parameters: Iterable[Tensor], maximum: float) -> Tensor:
     torch.nn.utils.clip_grad_norm_ adds 1e-6 to the norm; this does not, so that both twins take the same step.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     norm = whole(torch.nn.utils.get_total_norm(gradients))
     torch._foreach_mul_([own_part(g) for g in gradients], torch.where(norm <= maximum, 1.0, maximum / norm))
     return norm
@@ -151,6 +153,8 @@ def newton_schulz(g: Tensor, steps: int = 5, dtype: torch.dtype | None = None) -
     a, b, c = NEWTON_SCHULZ
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
+    largest = x.abs().amax(dim=(-2, -1), keepdim=True)
+    x = x / torch.where(largest == 0, 1, largest)
     norm = x.square().sum(dim=(-2, -1), keepdim=True).sqrt()
     x = (x / torch.where(norm == 0, 1, norm)).to(dtype)
     for _ in range(steps):

@@ -26,7 +26,7 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, np.ndarray]) -> 
 
 
 def parameters_as_numpy(module: nn.Module) -> Parameters:
-    """Copies of all parameters; bfloat16, which NumPy lacks, becomes float32."""
+    """Copies of all parameters; bfloat16, which NumPy lacks, and float16 become float32."""
     return {name: as_numpy(parameter) for name, parameter in module.named_parameters()}
 
 

@@ -24,7 +24,11 @@ def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, de
 
 
 def rotary(x: Tensor, start: int) -> Tensor:
-    """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise."""
+    """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise.
+
+    Raises ValueError for an odd K."""
+    if x.shape[-1] % 2:
+        raise ValueError(f"x: expected an even last axis, whose channels are turned in pairs, got {x.shape[-1]}")
     cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)
     return _Rotary.apply(x, cosine, sine)
 

@@ -13,7 +13,7 @@ from train.configuration import PositionsConfig
 from train.plots import plot_positions
 
 
-def positions(config: PositionsConfig) -> Path:
+def positions(config: PositionsConfig) -> str:
     """Draws the picture and returns its path. Raises: ValueError for a run whose model has learned no positions."""
     output_file("output", config.output)
     length, width = config.length, config.width
@@ -29,7 +29,7 @@ def positions(config: PositionsConfig) -> Path:
         lines[name] = by_distance(table)
     slopes = alibi_slopes(config.heads, np.dtype(np.float64))
     plot_positions(table, similarity(table), name, lines, slopes, config.output)
-    return Path(config.output)
+    return config.output
 
 
 def similarity(table: np.ndarray) -> np.ndarray:

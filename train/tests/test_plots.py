@@ -215,8 +215,9 @@ def test_one_head_is_named_and_one_layer_stands_in_a_square(tmp_path, figures):
     assert [axes.get_title() for axes in maps[1]] == ["layer 1, head 2"]
 
 
-def test_positions(tmp_path, figures):
+def test_positions(tmp_path, figures, capsys):
     assert main(["positions", "--output", str(tmp_path / "p.png"), "--length", "20", "--width", "16", "--heads", "2"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'p.png'}\n"
     assert_picture(tmp_path / "p.png")
     texts = [text.get_text() for text in figures[0].axes[2].get_legend().get_texts()]
     assert texts == ["sinusoidal", "rotary, 8 channels"]
