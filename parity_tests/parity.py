@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from parity_tests.bounds import Tracked
 from parity_tests.compare import check_operation
@@ -50,6 +51,7 @@ def _causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> 
 
 ATTENTION = {"query": (2, 3, 5, 7), "key": (2, 3, 5, 7), "value": (2, 3, 5, 7)}
 TARGETS = np.array([[0, 3, -1], [10, 5, 2]])  # -1: ignored
+KINKED = ("relu", "relu_squared")  # at 0, where a difference quotient would see both sides
 WIDE = (np.longdouble, np.complex128, np.clongdouble)
 KEEP = np.arange(15).reshape(3, 5) % 3 > 0
 OPERATIONS = {
@@ -98,7 +100,7 @@ def assert_parity(
     (forward, backward) on NumPy arrays in the spec's manner (forward returns output and cache; backward takes the upstream
     gradient and the cache and returns the gradients in the order of the arguments). Without `arguments` a small random
     example is used, its sizes distinct primes. dtype: float64 or float32, for torch also bfloat16.
-    Raises AssertionError naming the worst element; ValueError for an unknown operation.
+    Raises AssertionError naming the worst element; ValueError for an unknown operation, and for a pair in bfloat16.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
@@ -107,7 +109,10 @@ def assert_parity(
     if arguments and len(arguments) > len(names):
         raise ValueError(f"arguments: expected at most {len(names)} ({', '.join(names)}), got {len(arguments)}")
     generator = np.random.default_rng(seed)
-    values = dict(zip(names, arguments, strict=False)) or {
+    if isinstance(function, tuple) and dtype == "bfloat16":
+        raise ValueError("dtype: expected float64 or float32 for a pair on NumPy arrays, got bfloat16")
+    given = (np.asarray(value) if isinstance(value, list | torch.Tensor) else value for value in arguments)
+    values = dict(zip(names, given, strict=False)) or {
         name: generator.standard_normal(value) if isinstance(value, tuple) else value for name, value in spec.example.items()
     }
     forward, backward = spec.forward, spec.backward
@@ -117,9 +122,17 @@ def assert_parity(
     twin = None if isinstance(function, tuple) else function
     either = operation in ("attention", "causal_attention")
     ratios = check_operation(
-        f"yours, {operation}", forward, backward, twin, values, dtypes=(dtype,), seed=seed, either_attention=either
+        f"yours, {operation}",
+        forward,
+        backward,
+        twin,
+        values,
+        dtypes=(dtype,),
+        seed=seed,
+        either_attention=either,
+        smooth=operation not in KINKED,
     )
-    return max(ratios.values(), default=0.0)
+    return max(ratios.values())
 
 
 class _Pair:

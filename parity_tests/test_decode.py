@@ -166,6 +166,22 @@ def test_generate(config, prompt, seed):
             assert (text == batch[0]).all()
 
 
+def test_both_twins_write_on_beyond_the_context():
+    """With extrapolate nothing is forgotten: not what a window gives, and the same from both."""
+    config = ModelConfig(vocabulary=11, width=8, heads=2, layers=1, context=4, position="rotary")
+    parameters = random_parameters(parameter_shapes(config), 0, size=1.0)
+    both = (spec.generate, (parameters, config)), (twin.generate, (twin_of(config, parameters),))
+    whole, windowed = (
+        [
+            generate(*first, np.array([1, 2, 3]), 20, np.random.default_rng(0), extrapolate=on).tolist()
+            for generate, first in both
+        ]
+        for on in (True, False)
+    )
+    assert whole[0] == whole[1]
+    assert windowed[0] == windowed[1] != whole[0]
+
+
 def test_the_twin_decodes_in_inference_mode():
     """No graph is kept of what is never differentiated."""
     config = ModelConfig(vocabulary=5, width=4, heads=1, layers=1)

@@ -111,3 +111,19 @@ def test_the_three_lines_that_are_promised(text):
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         assert_parity(torch.softmax, *arguments)
+
+
+def test_a_pair_has_no_bfloat16():
+    """Nothing would be compared, and so anything accepted."""
+    with pytest.raises(ValueError, match="dtype: expected float64 or float32 for a pair on NumPy arrays, got bfloat16"):
+        assert_parity((lambda x: (x * 0 + 7, None), lambda d_y, cache: d_y * 3), "softmax", dtype="bfloat16")
+
+
+def test_own_inputs_may_be_tensors_and_lists():
+    softmax = RIGHT["softmax"]
+    assert assert_parity(softmax, "softmax", torch.eye(3, dtype=torch.float64)) < 1
+    assert assert_parity(softmax, "softmax", [[0.0, 1.0, 2.0]]) < 1
+
+
+def test_relu_at_0_is_what_it_is():
+    assert assert_parity(torch.relu, "relu", np.array([0.0, 1.0, -1.0])) < 1

@@ -102,6 +102,21 @@ class CausalCache(NamedTuple):
     blocks: list[AttentionCache]
 
     @property
+    def query(self) -> np.ndarray:
+        """(B, H, T, K)."""
+        return np.concatenate([block.query for block in self.blocks], axis=2)
+
+    @property
+    def key(self) -> np.ndarray:
+        """(B, H, T, K): the last block has all of them."""
+        return self.blocks[-1].key
+
+    @property
+    def value(self) -> np.ndarray:
+        """(B, H, T, K)."""
+        return self.blocks[-1].value
+
+    @property
     def weights(self) -> np.ndarray:
         """(B, H, T, T), with the zeros that were never computed."""
         every = [block.weights for block in self.blocks]
@@ -128,8 +143,7 @@ def _causal_attention_forward(
 
 def _causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value: a query is in one block; a key in its own and all later ones, so it sums them."""
-    every_key = cache.blocks[-1].key
-    d_queries, d_key, d_value = [], np.zeros_like(every_key), np.zeros_like(every_key)
+    d_queries, d_key, d_value = [], np.zeros_like(cache.key), np.zeros_like(cache.value)
     for block in cache.blocks:
         T, stop = block.query.shape[2], block.key.shape[2]
         d_query, d_block_key, d_block_value = scaled_dot_product_attention_backward(d_output[:, :, stop - T : stop], block)

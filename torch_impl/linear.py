@@ -34,7 +34,8 @@ class Linear(nn.Module):
 class PackedLinear(nn.Module):
     """Linear layers of one input x as one, for decoding only: their outputs behind each other. Decoding a token reads every
     weight once and does little else, so the weights lie ready: side by side, and for bfloat16, which halves what is read,
-    in the order in which oneDNN wants them. There x, weight and bias are rounded to bfloat16, and so is the output."""
+    in the order in which oneDNN wants them. There x, weight and bias are rounded to bfloat16, and so is the output, in
+    the format of x."""
 
     def __init__(self, layers: Sequence[Linear], bfloat16: bool) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class PackedLinear(nn.Module):
         """Shapes: x (..., I), output (..., the sum of all O)."""
         if not self.in_bfloat16:
             return linear(x, self.weight, self.bias)
-        return (_onednn if self.packed else linear)(x.bfloat16(), self.weight, self.bias).float()
+        return (_onednn if self.packed else linear)(x.bfloat16(), self.weight, self.bias).to(x.dtype)
 
 
 def _behind_each_other(parts: list[Tensor]) -> Tensor | None:

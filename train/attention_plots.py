@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from reference_numpy.attention import AttentionCache, MultiHeadCache
+from reference_numpy.attention import AttentionCache, CausalCache, MultiHeadCache
 from train.looking import distance, entropy
 from train.plots import _figure, _save, _style, attention_colors, plot_attention, signed_colors
 from train.vocabulary import label
@@ -61,7 +61,8 @@ def trace(cache: MultiHeadCache, head: int) -> Trace:
     config, attended = cache.config, cache.attention
     if not 0 <= head < config.heads:
         raise ValueError(f"head: expected 0 to {config.heads - 1}, got {head}")
-    assert isinstance(attended, AttentionCache) and cache.key_linear is not None and cache.value_linear is not None
+    assert isinstance(attended, AttentionCache | CausalCache)
+    assert cache.key_linear is not None and cache.value_linear is not None
     also = {"bias": cache.query_linear.has_bias, "norm": cache.query_norm, "rotation": cache.query_rotary}
     K = config.head_width
     own, group = head * K, head * config.key_heads // config.heads * K

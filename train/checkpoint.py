@@ -73,7 +73,7 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
         with safe_open(path, framework="numpy") as file:
             extra = _read_header(path, kind, file.metadata() or {})
             return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # the latter for a format that NumPy lacks
         raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
 
 

@@ -14,7 +14,9 @@ import io
 import operator
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +64,8 @@ SUBCOMMANDS: dict[str, tuple[type, str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status."""
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers only there
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is open is closed in order
     try:
         return run(parse(sys.argv[1:] if arguments is None else list(arguments)))
     except BrokenPipeError:  # the reader of our output has seen enough, as in `twinformer check | head`
@@ -70,13 +74,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         discard_output()
         return 0
     except (ValueError, OSError, MemoryError) as error:
-        if speaks():
-            print(f"twinformer: error: {' '.join(str(error).split()) or 'not enough memory'}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split()) or 'not enough memory'}")
         return 2
     except KeyboardInterrupt as interrupt:
-        if speaks():
-            print(f"twinformer: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        _say(str(interrupt) or "interrupted")
         return 130
+
+
+def _say(message: str) -> None:
+    """One line to whoever reads the errors, if anybody does: after `2>&1 | head` nobody may."""
+    if not speaks():
+        return
+    try:
+        print(f"twinformer: {message}", file=sys.stderr, flush=True)
+    except BrokenPipeError:
+        from train.progress import discard_output
+
+        discard_output()
 
 
 def parse(arguments: list[str]) -> Any:
@@ -123,7 +137,7 @@ def _starting_point(arguments: list[str]) -> TrainConfig:
         return preset(name or "default")
     if name is not None:
         raise ValueError("preset: expected none together with --resume, whose run has options of its own")
-    return replace(read_run_config(Path(resume)), resume=resume)
+    return replace(read_run_config(Path(resume), "resume"), resume=resume)
 
 
 def _value_of(option: str, arguments: list[str]) -> str | None:

@@ -226,8 +226,8 @@ class GenerateConfig:
     """Beginnings of answers that the search keeps; 1 is greedy, None for what the run was trained with."""
     length_penalty: float | None = None
     """Exponent of the length in beam search; None for what the run was trained with."""
-    prompt: str = "\n"
-    """Text to go on from; every character must be in the model's vocabulary."""
+    prompt: str | None = None
+    """Text to go on from; every character must be in the model's vocabulary. None for a fresh line."""
     length: int = 500
     """Characters to write."""
     temperature: float = 0.8
@@ -246,7 +246,7 @@ class GenerateConfig:
     """Format of the factors of products; bfloat16 is torch's only, and quicker where the device multiplies in it (auto)."""
 
     def __post_init__(self) -> None:
-        _require(len(self.prompt) >= 1, "prompt", "at least one character", repr(self.prompt))
+        _require(self.prompt != "", "prompt", "at least one character", repr(self.prompt))
         _require(self.length >= 0, "length", "at least 0", self.length)
         _require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
@@ -545,13 +545,13 @@ def with_vocabulary(config: TrainConfig, vocabulary: int, kind: Kind = "decoder"
     return replace(config, model=replace(config.model, kind=kind, vocabulary=vocabulary))
 
 
-def read_run_config(run: Path) -> TrainConfig:
+def read_run_config(run: Path, option: str = "run") -> TrainConfig:
     """The options of an existing run.
 
-    Raises: ValueError when `run` is not the folder of a run, or its config.json is not one of ours."""
+    Raises: ValueError when `run`, which `option` gave, is not the folder of a run, or its config.json is not one of ours."""
     path = run / CONFIG_FILE
     if not path.is_file():
-        raise ValueError(f"run: expected the folder of a run, with its {CONFIG_FILE}, got {str(run)!r}")
+        raise ValueError(f"{option}: expected the folder of a run, with its {CONFIG_FILE}, got {str(run)!r}")
     return train_config(_options_of_a_run(_read_json(path), path), str(path))
 
 
@@ -569,7 +569,7 @@ def read_config(path: Path) -> TrainConfig:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _foreign(path, error) from error
 
 

@@ -9,7 +9,7 @@ from train.configuration import GenerateConfig
 from train.pairs import Search, transform
 from train.streams import stream
 from train.trained import Trained, load_trained
-from train.vocabulary import Symbols
+from train.vocabulary import Symbols, Vocabulary
 
 
 def generate(config: GenerateConfig) -> str:
@@ -27,7 +27,14 @@ def generate(config: GenerateConfig) -> str:
     if config.source is not None:
         return answer(trained, config.source, config.beams, config.length_penalty)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    return write(trained.twin, trained.vocabulary, config.prompt, config.length, stream(config.seed, "sample"), sampling)
+    assert isinstance(trained.vocabulary, Vocabulary)  # subwords are for translation alone
+    prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
+    return write(trained.twin, trained.vocabulary, prompt, config.length, stream(config.seed, "sample"), sampling)
+
+
+def fresh_line(vocabulary: Vocabulary) -> str:
+    """What stands before a fresh line; the first symbol where the model has seen one line only."""
+    return "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
 
 
 def answer(trained: Trained, source: str, beams: int | None = None, length_penalty: float | None = None) -> str:

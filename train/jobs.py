@@ -25,8 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from train.configuration import TrainConfig, flat_options, train_config
+from train.corpus import SOURCES
 from train.faults import install
 from train.progress import tqdm
+from train.run_folder import read_records
 
 PRELOADED = ["numpy", "torch", "torch._dynamo", "tyro", "safetensors.numpy"]  # slow to import, and not ours
 OF_THE_CALL = ("preset", "output", "overwrite", "resume", "threads")  # change nothing in the result
@@ -48,8 +50,9 @@ class Job(NamedTuple):
         """What was chosen, as a hash: options that differ from their defaults, faults, looks."""
         config, defaults = (flat_options(one) for one in (train_config(self.options, self.name), TrainConfig()))
         told = {name: value for name, value in config.items() if value != defaults[name] and name not in OF_THE_CALL}
-        if Path(config["corpus"]).is_file():  # not of a name, whose text never changes
-            told["corpus"] = hashlib.sha256(Path(config["corpus"]).read_bytes()).hexdigest()
+        text = Path(config["corpus"]).expanduser()
+        if config["corpus"] not in SOURCES and text.is_file():  # the text of a name never changes
+            told["corpus"] = hashlib.sha256(text.read_bytes()).hexdigest()
         content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -59,7 +62,7 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
 
     Raises: ValueError for options or faults that make no sense, before anything runs; OSError for a text that is missing."""
     wanted = {job.key: job for job in jobs}
-    records = {record["key"]: record for record in read_records(path) if record["key"] in wanted}
+    records = {record["key"]: record for record in read_records(path, "key") if record["key"] in wanted}
     missing = [job for key, job in wanted.items() if key not in records]
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):  # a line that a crash tore: the next begins its own
@@ -87,15 +90,6 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
             for child in multiprocessing.active_children():
                 child.kill()
             raise
-    return records
-
-
-def read_records(path: Path) -> list[Record]:
-    """All records of the file; a line that a crash tore is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
     return records
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -131,8 +132,9 @@ def rollout(layers: Sequence[np.ndarray]) -> np.ndarray:
 def losses_near(records: Sequence[Mapping[str, float]], steps: Sequence[int]) -> list[float | None]:
     """The training loss around each step: the mean over what was logged within a twentieth of it, or the nearest record.
 
-    None where nothing was logged at all."""
-    known = np.array([(r["step"], r["train_loss"]) for r in records if r.get("train_loss") is not None]).reshape(-1, 2)
+    None where nothing was logged at all; what was not finite does not count."""
+    logged = [(r["step"], r["train_loss"]) for r in records if r.get("train_loss") is not None]
+    known = np.array([(step, loss) for step, loss in logged if math.isfinite(loss)]).reshape(-1, 2)
     if len(known) == 0:
         return [None] * len(steps)
     away = [np.abs(known[:, 0] - step) for step in steps]

@@ -116,7 +116,10 @@ class Trainer:
                     self.save()
                 if stop and self.step < config.steps:
                     raise Interrupted(f"stopped after step {self.step}; to go on: twinformer train --resume {self.folder}")
-        return self._finish()
+        try:
+            return self._finish()
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(f"stopped after training; to go on: twinformer train --resume {self.folder}") from interrupt
 
     def describe(self) -> str:
         """One line on what is about to be trained."""
@@ -158,19 +161,28 @@ class Trainer:
             self.training_seconds = float(extra["training_seconds"])
             self.evaluation_seconds = float(extra["evaluation_seconds"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}"
-            ) from error
+            raise self._incomplete(error) from error
         if step > self.config.steps:
             raise ValueError(f"steps: expected at least the {step} that the run has done, got {self.config.steps}")
-        self.twin.import_state(arrays, twin)
+        kept, taken = run_folder.kept(self.folder), run_folder.snapshots(self.folder)
+        wanted = [number for number, _ in kept if number <= step and self._is_kept(number)]
+        if self.config.average > 1:
+            wanted = wanted[-self.config.average :]
+        if self.config.average > 1 and step == self.config.steps and not wanted:
+            raise ValueError(f"average: expected 0 for a finished run that has kept no models, got {self.config.average}")
+        try:
+            self.twin.import_state(arrays, twin)
+        except KeyError as error:
+            raise self._incomplete(error) from error
         streams.import_state(self.streams, stream_states)
         self.step = step
         if self.processes.writes:
             run_folder.trim_log(self.folder, self.step)
-        kept, taken = run_folder.kept(self.folder), run_folder.snapshots(self.folder)
-        self._remove(path for number, path in kept if number > step or not self._is_kept(number))
+        self._remove(path for number, path in kept if number not in wanted)
         self._remove(path for number, path in taken if number > step)
+
+    def _incomplete(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}")
 
     def _is_kept(self, step: int) -> bool:
         """Whether the checkpoint after `step` is one to average; what Ctrl-C leaves in between is not."""

@@ -82,7 +82,7 @@ def plot_loss(
         axes.set_title(title, parse_math=False)  # it has names of the user's in it
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
-        axes.legend(loc="upper right")
+        axes.legend(loc="best")
         _save(figure, path)
 
 

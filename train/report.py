@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
+from pathlib import Path
 from typing import Any
 
 from train import run_folder
@@ -22,8 +24,12 @@ EXCERPT_LINES = 12
 
 def train_and_report(config: TrainConfig) -> Outcome:
     """Trains, fills the run folder with figures and a sample, prints where they are. Raises: as `prepare` and `run`."""
-    with connected(config) as processes:
+    with connected(config) as processes, contextlib.ExitStack() as stack:
+        if config.resume is not None and processes.writes:  # before anything in it is read
+            stack.enter_context(run_folder.held(Path(config.resume)))
         trainer = prepare(config, processes)
+        if config.resume is None and processes.writes:
+            stack.enter_context(run_folder.held(trainer.folder))
         if processes.writes:
             print(trainer.describe(), flush=True)
         outcome = trainer.run()

@@ -7,10 +7,12 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from train.checkpoint import load_arrays, write_atomically
 from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options
@@ -47,14 +49,45 @@ def choose(config: TrainConfig) -> Path:
     else:
         folder = _first_free(Path("runs"), config.preset)
     if config.resume is None and folder.is_dir() and any(folder.iterdir()):
-        if not (folder / CONFIG).is_file():
+        if not _is_run(folder):
             raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
         if not config.overwrite and not (folder / STATE).is_file():
             raise ValueError(f"output: {str(folder)!r} holds a run without a checkpoint; choose another, or add --overwrite")
         if not config.overwrite:
             raise ValueError(f"output: {str(folder)!r} holds a run already; choose another, --resume it, or add --overwrite")
+        if Path(config.corpus).resolve() in [path.resolve() for path in own_files(folder)]:
+            raise ValueError(f"corpus: expected a text outside of the run that is overwritten, got {config.corpus!r}")
     _check_writable(folder)
     return folder
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a run of ours is in the folder: other tools, too, call their files config.json and model.safetensors."""
+    try:
+        return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"] == RUN_FORMAT)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """While it is open, no other process of this machine can hold the folder. Raises: ValueError when one does.
+
+    The system lets go of it when the process ends, however it ends. Without such locks (Windows) nothing is held."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"resume: expected a run that no other process trains, got {str(folder)!r}") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Mapping[str, bytes]) -> None:
@@ -117,8 +150,14 @@ def environment() -> dict[str, Any]:
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and values of the run's latest checkpoint for resuming. Raises: ValueError as load_arrays."""
-    return load_arrays(folder / STATE, "state")
+    """Arrays and values of the run's latest checkpoint for resuming.
+
+    Raises: ValueError as load_arrays, and for numbers that are not finite."""
+    arrays, extra = load_arrays(folder / STATE, "state")
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"{folder / STATE}: {name}: expected finite numbers, got NaN or inf")
+    return arrays, extra
 
 
 def text_of(folder: Path) -> dict[str, Any]:
@@ -133,13 +172,18 @@ def references(folder: Path) -> dict[str, float]:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """All records of log.jsonl in order; a last line that a crash tore is left out."""
-    path = folder / LOG
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    """All records of log.jsonl in order; lines that are none, as a last one that a crash tore, are left out."""
+    return read_records(folder / LOG, "step")
+
+
+def read_records(path: Path, key: str) -> list[dict[str, Any]]:
+    """The JSON objects in the lines of a file that have this key; other lines are left out, and a missing file has none."""
     records = []
-    for line in lines:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            records.append(json.loads(line))
+            record = json.loads(line)
+            if isinstance(record, dict) and key in record:
+                records.append(record)
     return records
 
 

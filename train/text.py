@@ -13,7 +13,7 @@ from train.backend import Sampling, Twin
 from train.configuration import TrainConfig
 from train.corpus import Corpus, load_corpus
 from train.data import Batch, Split, covering_batches, frequency_losses, random_batch, sampled_batches, split_tokens
-from train.generate import write
+from train.generate import fresh_line, write
 from train.streams import stream
 from train.vocabulary import Vocabulary
 
@@ -64,8 +64,7 @@ class LanguageModel:
 
     def sample(self, twin: Twin, generator: np.random.Generator) -> str:
         """A sample from a fresh line on."""
-        prompt = "\n" if "\n" in self.vocabulary.symbols else self.vocabulary.symbols[0]
-        return write(twin, self.vocabulary, prompt, self._config.sample_length, generator, SAMPLING)
+        return write(twin, self.vocabulary, fresh_line(self.vocabulary), self._config.sample_length, generator, SAMPLING)
 
     def example(self) -> tuple[str | None, str]:
         """A line of the validation split, which no step has seen."""
@@ -98,6 +97,10 @@ class MaskedLanguageModel:
         self.split = split_tokens(self.vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
         self._mask = int(self.vocabulary.encode(MASK)[0])
         self._validation = self.spoilt(self.split.validation, stream(0, "validation"))
+        if not self._validation.counted:
+            raise ValueError(
+                f"corpus: expected a longer text, got one with no hidden character among {len(self.split.validation)}"
+            )
         self.size = f"{len(self.split.training):,} characters to learn from"
         self.facts = text_facts(corpus, self.split, self.vocabulary)
         self.files: Mapping[str, bytes] = {}
@@ -112,8 +115,11 @@ class MaskedLanguageModel:
         return Batch(np.where(chosen, shown, tokens), np.where(chosen, tokens, IGNORE))
 
     def training_batch(self, number: int, generator: np.random.Generator) -> Batch:
-        tokens = random_batch(self.split.training, self._config.model.context, self._config.batch, generator).tokens
-        return self.spoilt(tokens, generator)
+        while True:  # of a few characters none may be hidden
+            drawn = random_batch(self.split.training, self._config.model.context, self._config.batch, generator)
+            batch = self.spoilt(drawn.tokens, generator)
+            if batch.counted:
+                return batch
 
     def validation_batches(self) -> Iterator[Batch]:
         context, size = self._config.model.context, self._config.evaluation_batch
@@ -126,7 +132,7 @@ class MaskedLanguageModel:
             yield Batch(*rest)
 
     def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
-        """The first batches with enough characters, hidden or not."""
+        """The first batches with enough characters, hidden or not; one at least is."""
         return list(_first(self.validation_batches(), self._config.evaluation_characters))
 
     def scores(self, twin: Twin) -> dict[str, Any]:
@@ -167,9 +173,10 @@ def text_facts(corpus: Corpus, split: Split, vocabulary: Vocabulary) -> dict[str
 
 
 def _first(batches: Iterable[Batch], tokens: int) -> Iterator[Batch]:
-    """Batches until they have so many tokens."""
+    """Batches until they have so many tokens, and a target."""
+    counted = 0
     for batch in batches:
         yield batch
-        tokens -= batch.tokens.size
-        if tokens <= 0:
+        tokens, counted = tokens - batch.tokens.size, counted + batch.counted
+        if tokens <= 0 and counted:
             return

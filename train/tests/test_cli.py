@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -91,7 +92,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["train", "--learning-rate", "nan"], "learning_rate: expected a finite number above 0, got nan"),
         (["train", "--preset", "huge"], "preset: expected one of default, nanogpt-cpu, fast, tiny"),
         (["train", "--corpus", "no-such-text"], "corpus: expected one of shakespeare, tinyshakespeare, or the path"),
-        (["train", "--resume", "no-such-run"], "run: expected the folder of a run"),
+        (["train", "--resume", "no-such-run"], "resume: expected the folder of a run"),
         (["train", "--resume", "x", "--preset", "tiny"], "preset: expected none together with --resume"),
         (["generate"], "Missing from twinformer generate: --run STR"),
         (["generate", "--run", "no-such-run"], "run: expected the folder of a run"),
@@ -152,11 +153,18 @@ def test_folders_that_cannot_be_written_or_hold_something(tmp_path, trained, cap
     assert "is a file" in refused(capsys, *train, text + "/below/a/file")
     assert "holds a run already" in refused(capsys, *train, trained)
     (tmp_path / "killed").mkdir()
-    (tmp_path / "killed" / "config.json").write_text("{}")
+    (tmp_path / "killed" / "config.json").write_bytes((trained / "config.json").read_bytes())
+    shutil.copytree(trained, tmp_path / "foreign")  # another tool's model, whose files have the same names
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    shutil.copyfile(text, trained / "sample.txt")
     before = snapshot(tmp_path)
     assert "holds a run without a checkpoint" in refused(capsys, *train, tmp_path / "killed")
     assert "holds something else" in refused(capsys, *train, tmp_path / "other")
     assert "holds something else" in refused(capsys, *train, tmp_path / "other", "--overwrite")
+    assert "holds something else" in refused(capsys, *train, tmp_path / "foreign", "--overwrite")
+    assert "corpus: expected a text outside of the run that is overwritten" in refused(
+        capsys, *TINY, "--corpus", trained / "sample.txt", "--output", trained, "--overwrite"
+    )
     assert "together with --resume" in refused(capsys, "train", "--resume", trained, "--output", tmp_path / "new")
     assert snapshot(tmp_path) == before
 
@@ -186,6 +194,29 @@ def test_a_reader_that_goes_stops_training_as_ctrl_c_does(tmp_path):
     assert process.returncode == 130
     assert "to go on: twinformer train --resume" in errors.splitlines()[-1]
     assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_nobody_reads_the_error_either(tmp_path):
+    """As in `twinformer train 2>&1 | head -1`: the status tells it."""
+    text = write_text(tmp_path / "text.txt")
+    own = ["--steps", "100000", "--evaluate-every", "2", "--corpus", str(text), "--output", str(tmp_path / "run")]
+    with subprocess.Popen(
+        [sys.executable, "-m", "train", *TINY, *own], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+    assert process.returncode == 130
+    assert (tmp_path / "run" / "state.safetensors").exists()
+
+
+def test_a_text_of_one_line_can_be_gone_on_from(tmp_path, capsys):
+    (tmp_path / "line.txt").write_text("abcd" * 200)
+    assert main([*TINY, "--steps", "2", "--corpus", str(tmp_path / "line.txt"), "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["generate", "--run", str(tmp_path / "run"), "--length", "5", "--device", "cpu"]) == 0
+    written = capsys.readouterr().out.removesuffix("\n")
+    assert written[0] == "a"
+    assert len(written) == 6
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")

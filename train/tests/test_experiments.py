@@ -16,8 +16,9 @@ from train.configuration import AblateConfig, PitfallsConfig, preset
 from train.data import Batch
 from train.extras import extra
 from train.faults import fault
-from train.jobs import Job, read_records
+from train.jobs import Job
 from train.loop import prepare
+from train.run_folder import read_records
 from train.streams import stream
 from train.tests.runs import options, write_text
 from train.tests.test_cli import refused
@@ -52,7 +53,7 @@ def test_ablate_reports_and_goes_on(tmp_path, text, capsys):
     assert "| not scaled |" in capsys.readouterr().out
     result = json.loads((folder / "ablation.json").read_text())
     base, variant = result["variants"]
-    records = read_records(folder / "runs.jsonl")
+    records = read_records(folder / "runs.jsonl", "key")
     assert {record["loss"] for record in records} == {*base["losses"], *variant["losses"]}
     assert variant["faults"] == ["twin_scores_not_scaled", "twin_fused_scores_not_scaled"]
     assert variant["losses"] != base["losses"]
@@ -61,7 +62,7 @@ def test_ablate_reports_and_goes_on(tmp_path, text, capsys):
     lines = (folder / "runs.jsonl").read_text().splitlines(keepends=True)
     (folder / "runs.jsonl").write_text("".join([*lines[:-1], lines[-1][:40]]))
     assert main(["ablate", *arguments]) == 0
-    again = read_records(folder / "runs.jsonl")
+    again = read_records(folder / "runs.jsonl", "key")
     assert [record["key"] for record in again] == [record["key"] for record in records]
     assert again[:-1] == records[:-1]
     assert again[-1]["loss"] == records[-1]["loss"]
@@ -147,7 +148,7 @@ def test_pitfalls_show_both_runs(tmp_path, text, capsys):
     gallery = (folder / "pitfalls.md").read_text()
     assert "## No causal mask" in gallery
     assert "A learning rate that is too high" in gallery
-    assert len(read_records(folder / "runs.jsonl")) == 3  # both have the same right run
+    assert len(read_records(folder / "runs.jsonl", "key")) == 3  # both have the same right run
     assert (folder / "causality-forgotten.png").read_bytes().startswith(PNG)
 
 

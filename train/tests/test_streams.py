@@ -14,6 +14,10 @@ def test_streams_differ_by_name_and_by_seed_and_repeat():
     assert draws == {(seed, name): streams(seed)[name].integers(2**63) for seed in (0, 1) for name in NAMES}
 
 
+def test_names_of_the_same_letters_differ():
+    assert stream(0, "epoch 12").integers(2**63) != stream(0, "epoch 21").integers(2**63)
+
+
 def test_drawing_from_one_leaves_the_others_as_they_are():
     disturbed, calm = streams(5), streams(5)
     disturbed["evaluation"].random(1000)

@@ -145,3 +145,16 @@ def test_another_task_cannot_take_over_a_run(tmp_path, capsys, task):
     assert main(["train", "--resume", str(folder), "--optimizer", "muon"]) == 2
     assert "optimizer: expected adamw as in the run to resume" in capsys.readouterr().err
     assert snapshot(folder) == before
+
+
+def test_a_text_too_short_to_hide_anything_is_refused(tmp_path):
+    config = options(tmp_path / "run", task="masked_language_model", context=2, validation_fraction=0.15)
+    (tmp_path / "text.txt").write_text("ab" * 10)
+    with pytest.raises(ValueError, match="corpus: expected a longer text, got one with no hidden character among 3"):
+        MaskedLanguageModel(config)
+
+
+def test_something_is_hidden_in_every_batch(tmp_path):
+    task = MaskedLanguageModel(options(tmp_path / "run", task="masked_language_model", batch=1, context=2))
+    generator = np.random.default_rng(0)
+    assert all(task.training_batch(n, generator).counted for n in range(50))

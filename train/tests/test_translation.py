@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from train.checkpoint import load_model
 from train.cli import main
 from train.configuration import train_config
+from train.extras import extra
 from train.generate import answer
 from train.pairs import END, START, Search, marks
 from train.streams import stream
@@ -248,3 +249,49 @@ def test_a_missing_package_is_noticed_before_training(corpus, tmp_path, capsys, 
     assert main(["train", "--preset", "tiny", *arguments]) == 2
     assert f"expected the package {package}" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_line_ends_with_a_newline_and_nothing_else(corpus):
+    for language in ("en", "de"):
+        (corpus / f"val.{language}.gz").write_bytes(gzip.compress("one\u2028still one\x85 and\x0c more\ntwo\n".encode()))
+    assert [source for source, _ in read_pairs(corpus, "val")] == ["one\u2028still one\x85 and\x0c more", "two"]
+
+
+def test_epochs_go_by_the_seed(corpus, tmp_path):
+    tasks = [Multi30k(options(corpus, tmp_path / "run", seed=seed)) for seed in (0, 1)]
+    epochs = [
+        [task.training_batch(n, None).targets.tolist() for n in range(task.facts["batches_per_epoch"])] for task in tasks
+    ]
+    assert epochs[0] != epochs[1]
+
+
+def test_a_pair_without_a_source_is_left_out(corpus, tmp_path):
+    before = Multi30k(options(corpus, tmp_path / "run")).facts["training"]
+    for language, more in (("en", "\n"), ("de", "Hund.\n")):
+        path = corpus / f"train.{language}.gz"
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + more.encode()))
+    assert Multi30k(options(corpus, tmp_path / "run")).facts["training"] == before
+
+
+def test_bleu_and_ratio_know_which_side_is_the_translation(corpus, tmp_path, monkeypatch):
+    """Translations that lack their last words are too short, not too long."""
+    task = Multi30k(options(corpus, tmp_path / "run"))
+    known = {source: target for split in ("val", "test_2016_flickr") for source, target in read_pairs(corpus, split)}
+
+    def half(twin, sources):
+        words = [known[source].split() for source in sources]
+        return [" ".join(each[: (len(each) + 1) // 2]) for each in words]
+
+    monkeypatch.setattr(task, "_translations", half)
+    sources, references = zip(*read_pairs(corpus, "test_2016_flickr"), strict=True)
+    expected = extra("sacrebleu").corpus_bleu(half(None, sources), [list(references)])
+    scores = task.scores(None)
+    assert scores["bleu_test_2016_flickr"] == expected.score
+    assert scores["length_ratio_test_2016_flickr"] == expected.sys_len / expected.ref_len < 1
+
+
+def test_a_sample_says_which_is_which(corpus, tmp_path, monkeypatch):
+    task = Multi30k(options(corpus, tmp_path / "run"))
+    monkeypatch.setattr(task, "_translations", lambda twin, sources: [f"<{source}>" for source in sources])
+    english, german = read_pairs(corpus, "test_2016_flickr")[0]
+    assert task.sample(None, None).startswith(f"{english}\n  -> <{english}>\n  (reference: {german})\n")
