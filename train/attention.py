@@ -26,7 +26,10 @@ def attention(config: AttentionConfig) -> str:
 
     Raises: ValueError when the run has no usable model, a text is too long or missing or one too many, or a character is not
     in the vocabulary."""
-    output_file("output" if config.html is None else "html", config.output if config.html is None else config.html)
+    if config.html is None:
+        output_file("output", config.output, ".png")
+    else:
+        output_file("html", config.html)
     trained = load_trained(config.run, config.backend, config.device)
     reading = read(trained, config.text, config.source)
     if config.html is not None:

@@ -91,8 +91,8 @@ def check(config: CheckConfig) -> int:
     Raises: ValueError when the options name nothing usable, or longdouble is no wider than double on this machine."""
     if not LONGDOUBLE_IS_WIDER:
         raise ValueError("check: expected a machine whose longdouble is wider than double, to have a truth to compare with")
-    for name in ("json", "plot"):
-        output_file(name, getattr(config, name))
+    output_file("json", config.json)
+    output_file("plot", config.plot, ".png")
     subject = create_subject(config)
     rows = compare(subject, config.witnesses, config.elements, config.device)
     ranked = sorted(rows, key=lambda row: row.ratio)

@@ -51,10 +51,13 @@ def output_folder(path: str) -> Path:
     return Path(path)
 
 
-def output_file(name: str, path: str | None) -> None:
-    """Raises: ValueError for a file that has no folder or is one, before the work for it is done; None is no file."""
+def output_file(name: str, path: str | None, suffix: str = "") -> None:
+    """Raises: ValueError for a file that has no folder, is one, or is called as if it were of another format, before the
+    work for it is done; None is no file."""
     if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
         raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
+    if path is not None and not path.lower().endswith(suffix):
+        raise ValueError(f"{name}: expected a name that ends in {suffix}, got {path!r}")
 
 
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:

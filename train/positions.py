@@ -15,7 +15,7 @@ from train.plots import plot_positions
 
 def positions(config: PositionsConfig) -> str:
     """Draws the picture and returns its path. Raises: ValueError for a run whose model has learned no positions."""
-    output_file("output", config.output)
+    output_file("output", config.output, ".png")
     length, width = config.length, config.width
     where, name = np.arange(length), "sinusoidal"
     table = sinusoidal_table(where, width, np.dtype(np.float64))

@@ -115,6 +115,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["attention", "--run", "x", "--output", "nowhere/x.png"], "output: expected a file in an existing folder, got"),
         (["attention", "--run", "x", "--html", "nowhere/x"], "html: expected a file in an existing folder, got"),
         (["positions", "--output", "."], "output: expected a file in an existing folder, got '.'"),
+        (["positions", "--output", "x.pdf"], "output: expected a name that ends in .png, got 'x.pdf'"),
     ],
 )
 def test_options_that_make_no_sense(tmp_path, monkeypatch, capsys, arguments, message):
