@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ def speaks() -> bool:
     rank, count = _place()
     if count == 1:
         return True
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends those that wait: nothing is left to be closed
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, but not declared as exported
 
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
