@@ -168,8 +168,10 @@ class Trainer:
         wanted = [number for number, _ in kept if number <= step and self._is_kept(number)]
         if self.config.average > 1:
             wanted = wanted[-self.config.average :]
-        if self.config.average > 1 and step == self.config.steps and not wanted:
-            raise ValueError(f"average: expected 0 for a finished run that has kept no models, got {self.config.average}")
+            if step == self.config.steps and not wanted:
+                raise ValueError(
+                    f"average: expected 0 for a finished run that has kept no models, got {self.config.average}"
+                )
         try:
             self.twin.import_state(arrays, twin)
         except KeyError as error:
