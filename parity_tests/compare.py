@@ -207,19 +207,19 @@ def moment_limits(tracked: Tracked) -> Moments:
     """What the sum of the scaled errors, and the mean of their squares, exceed as rarely as an error its bound.
 
     The sketches are draws of all errors together, with their correlations, so each gives a draw of either moment. The sum is
-    (nearly) Gaussian, and its limit Student's quantile times its deviation, as for one element. A sketch rounds by one
-    deviation every time; a machine by up to sqrt(3) of them, at worst every time: hence the 3, times what the spread of the
-    logarithm of the sketches' mean squares allows (0 where every error is one rounding, large where all errors are one).
-    To it comes the square of one element at its bound: else a tensor of one element were held to less than that bound.
+    (nearly) Gaussian, and its limit Student's quantile times its deviation, as for one element. The mean square is (nearly)
+    a chi-square over its degrees of freedom, whose cube root is Gaussian (Wilson & Hilferty 1931): with r the variance of the
+    sketches' mean squares over the square of their mean, 2 over the degrees of freedom, its mean is 1 - r/9 and its variance
+    r/9. r is 0 where every error is one rounding. A sketch rounds by one deviation every time; a machine by up to sqrt(3) of
+    them, at worst every time: hence the 3. To it comes the square of one element at its bound: else a tensor of one element
+    were held to less than that bound.
     """
     counts = np.isfinite(tracked.value) & (tracked.deviation > 0)
     scaled = tracked.sketches[counts] / tracked.deviation[counts][:, None]
-    totals, squares = scaled.sum(axis=0), (scaled * scaled).mean(axis=0)
-    logarithms = np.log(np.maximum(squares, np.finfo(float).tiny)).reshape(2, HALF)
-    spread = float(logarithms.std(axis=1).max())
-    with np.errstate(over="ignore"):
-        square = 3 * float(np.exp(CONFIDENCE * spread)) + CONFIDENCE**2 / counts.sum()
-        return Moments(CONFIDENCE * math.sqrt(float(larger_half(totals * totals))), float(square))
+    totals, squares = scaled.sum(axis=0), (scaled * scaled).mean(axis=0).reshape(2, HALF)
+    r = max(float(half.var() / half.mean() ** 2) for half in squares if half.any())
+    root = 1 - r / 9 + CONFIDENCE * math.sqrt(r) / 3
+    return Moments(CONFIDENCE * math.sqrt(float(larger_half(totals * totals))), 3 * root**3 + CONFIDENCE**2 / counts.sum())
 
 
 def assert_moments_within(actual: Any, truth: np.ndarray, models: Sequence[Tracked], what: str, factor: float) -> None:

@@ -266,6 +266,16 @@ def test_one_element_may_be_at_its_bound_and_not_all(errors, accepted):
         assert_moments_within(actual, tracked.value, [tracked], "this", 1.0)
 
 
+def test_ten_elements_of_several_roundings_are_not_all_near_their_bounds():
+    """Their errors are nearly Gaussian, so the mean of the squares spreads as a chi-square of about ten degrees."""
+    tracked = run_tracked(lambda x: (x * x * x + x) / 3 - x, np.linspace(1, 2, 10), format="float64")
+    for errors, accepted in ((np.resize([0.6, -0.6], 10), True), (np.resize([0.9, -0.9], 10), False)):
+        actual = tracked.value + errors * tracked.bound()
+        assert_within(actual, tracked.value, tracked.bound(), "this")
+        with nullcontext() if accepted else pytest.raises(AssertionError, match="together they are"):
+            assert_moments_within(actual, tracked.value, [tracked], "this", 1.0)
+
+
 def test_a_model_that_rounds_nothing_accepts_no_error():
     """Of plain and tiled attention the one may be exact where the other rounds: then it is no excuse for the other."""
     x = np.arange(1.0, 9.0)

@@ -247,6 +247,10 @@ class GenerateConfig:
 
     def __post_init__(self) -> None:
         _require(self.prompt != "", "prompt", "at least one character", repr(self.prompt))
+        _require(self.source is None or self.prompt is None, "prompt", "none beside a source", repr(self.prompt))
+        for name in ("beams", "length_penalty"):
+            value = getattr(self, name)
+            _require(self.source is not None or value is None, name, "none without a source to answer", value)
         _require(self.length >= 0, "length", "at least 0", self.length)
         _require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
         _require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
@@ -289,6 +293,7 @@ class AttentionConfig:
             _require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
         for name in ("layer", "head"):
             _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        _require(self.html is None or self.view == "model", "view", "none beside html, whose page has its own", self.view)
 
 
 @dataclass(frozen=True)

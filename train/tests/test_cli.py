@@ -99,6 +99,10 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["generate", "--run", "x", "--temperature", "-1"], "temperature: expected a finite number of at least 0"),
         (["generate", "--run", "x", "--top-p", "0"], "top_p: expected above 0 and at most 1"),
         (["generate", "--run", "x", "--prompt", ""], "prompt: expected at least one character"),
+        (["generate", "--run", "x", "--source", "a", "--prompt", "b"], "prompt: expected none beside a source, got 'b'"),
+        (["generate", "--run", "x", "--beams", "3"], "beams: expected none without a source to answer, got 3"),
+        (["generate", "--run", "x", "--length-penalty", "0"], "length_penalty: expected none without a source to answer, got"),
+        (["attention", "--run", "x", "--html", "x.html", "--view", "head"], "view: expected none beside html, whose page"),
         (
             ["generate", "--run", "x", "--backend", "numpy", "--dtype", "bfloat16"],
             "dtype: expected float32 for the numpy backend, got bfloat16",
@@ -108,7 +112,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["train", "--threads", "100000"], "threads: expected at most 1024, got 100000"),
         (["train", "--length-penalty", "600"], "length_penalty: expected at most 10, got 600"),
         (
-            ["generate", "--run", "x", "--length-penalty", "600"],
+            ["generate", "--run", "x", "--source", "a", "--length-penalty", "600"],
             "length_penalty: expected at least 0 and at most 10, got 600",
         ),
         (["train", "--corpus", "~nobody123/x"], "corpus: expected one of shakespeare, tinyshakespeare, or the path"),
