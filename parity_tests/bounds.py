@@ -618,7 +618,7 @@ def _einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Tracked:
         one = _constant(np.ones(()), template.format)
         return _contract(lambda a, b: np.einsum(f"{sources},->{target}", a, b), lifted[0], one, terms)
     pair = lifted[0], lifted[1]
-    return _contract(lambda a, b: np.einsum(subscripts, a, b, optimize=a.dtype != np.longdouble), *pair, terms)
+    return _contract(lambda a, b: np.einsum(subscripts, a, b), *pair, terms)
 
 
 def _sketch_axes(a: Tracked, axis: Any) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ autograd, and the complex step through the spec. The bounds are those of `bounds
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -91,7 +91,7 @@ def markdown() -> str:
     """The registry as a Markdown document: per operation and dtype, each tensor's worst error/bound."""
     own: dict[tuple[str, str, str], Tally] = {}
     for (operation, tensor, dtype), tally in REGISTRY.items():
-        if not operation.startswith(("toy", "yours")):
+        if not operation.startswith(("toy", "assert_parity")):
             key = operation, re.sub(r"blocks\.\d+", "blocks.i", tensor), dtype
             own[key] = own.get(key, Tally()).joined(tally)
     rows = [
@@ -208,11 +208,11 @@ def moment_limits(tracked: Tracked) -> Moments:
 
     The sketches are draws of all errors together, with their correlations, so each gives a draw of either moment. The sum is
     (nearly) Gaussian, and its limit Student's quantile times its deviation, as for one element. The mean square is (nearly)
-    a chi-square over its degrees of freedom, whose cube root is Gaussian (Wilson & Hilferty 1931): with r the variance of the
-    sketches' mean squares over the square of their mean, 2 over the degrees of freedom, its mean is 1 - r/9 and its variance
-    r/9. r is 0 where every error is one rounding. A sketch rounds by one deviation every time; a machine by up to sqrt(3) of
-    them, at worst every time: hence the 3. To it comes the square of one element at its bound: else a tensor of one element
-    were held to less than that bound.
+    a chi-square over its degrees of freedom, whose cube root is Gaussian (Wilson & Hilferty 1931): with r the variance of
+    the sketches' mean squares over the square of their mean, 2 over the degrees of freedom, its mean is 1 - r/9 and its
+    variance r/9. r is 0 where every error is one rounding. A sketch rounds by one deviation every time; a machine by up to
+    sqrt(3) of them, at worst every time: hence the 3. To it comes the square of one element at its bound: else a tensor of
+    one element were held to less than that bound.
     """
     counts = np.isfinite(tracked.value) & (tracked.deviation > 0)
     scaled = tracked.sketches[counts] / tracked.deviation[counts][:, None]
@@ -338,36 +338,52 @@ def check_operation(
         pytest.skip(NARROW_LONGDOUBLE)
     worst: dict[str, float] = {}
     for dtype in dtypes:
-        values = [cast(value, dtype) if is_real(value) else value for value in arguments.values()]
-        wanted = [is_real(v) and key not in constants for key, v in arguments.items()]
-        upstream, truth = _truth(spec_forward, spec_backward, values, wanted, dtype, seed)
+        values = {name: cast(value, dtype) if is_real(value) else value for name, value in arguments.items()}
+        wanted = [is_real(value) and key not in constants for key, value in arguments.items()]
+        upstream, truth = truth_of(spec_forward, spec_backward, values, wanted, dtype, seed)
         twin_truth = truth
         if either_attention and twin_function is not None:
-            _, twin_truth = _truth(tiled(spec_forward), tiled(spec_backward), values, wanted, dtype, seed)
-        witnesses: dict[str, tuple[Results, float]] = {}
+            _, twin_truth = truth_of(tiled(spec_forward), tiled(spec_backward), values, wanted, dtype, seed)
+        spec = None
         if dtype != "bfloat16":
-            witnesses["spec"] = _run_spec(spec_forward, spec_backward, values, wanted, upstream), 1.0
+            spec = run_pair("spec", spec_forward, spec_backward, values, wanted, upstream)
+            worst |= compare_results(name, "spec", spec, truth, truth, values, dtype, 1.0)
         if twin_function is not None:
-            witnesses["twin"] = _run_twin(twin_function, values, wanted, upstream, dtype), twin_factor
-        for witness, (results, factor) in witnesses.items():
-            expected_dtype = None if dtype == "bfloat16" else np.dtype(dtype)
-            pairs = _pairs(results, truth, list(arguments))
-            others = _pairs(results, twin_truth if witness == "twin" else truth, list(arguments))
-            for (tensor, actual, tracked), (_, _, other) in zip(pairs, others, strict=True):
-                what = f"{name}, {dtype}, {witness} {tensor}"
-                tally = _compare(actual, tracked, other, what, expected_dtype, factor)
-                record(name, f"{witness} {tensor}", dtype, tally)
-                worst[f"{dtype} {witness} {tensor}"] = tally.worst
-        if dtype == "float64" and complex_step and all(np.isfinite(v).all() for v in values if is_real(v)):
-            gradients = witnesses["spec"][0].gradients
+            twin = run_twin("twin", twin_function, values, wanted, upstream, dtype)
+            worst |= compare_results(name, "twin", twin, truth, twin_truth, values, dtype, twin_factor)
+        if dtype == "float64" and complex_step and all(np.isfinite(v).all() for v in values.values() if is_real(v)):
+            assert spec is not None
+            given = list(values.values())
             ratio = _check_complex_step(
-                name, spec_forward, values, list(arguments), wanted, upstream, gradients, truth.gradients, seed
+                name, spec_forward, given, list(values), wanted, upstream, spec.gradients, truth.gradients, seed
             )
             worst["float64 complex step"] = ratio
             if smooth:
-                worst["float64 central difference"] = _check_central_difference(
-                    name, spec_forward, values, wanted, upstream, truth, seed
-                )
+                ratio = _check_central_difference(name, spec_forward, given, wanted, upstream, truth, seed)
+                worst["float64 central difference"] = ratio
+    return worst
+
+
+def compare_results(
+    name: str,
+    witness: str,
+    results: Results,
+    truth: Results,
+    other: Results,
+    arguments: Iterable[str],
+    dtype: str,
+    factor: float,
+) -> dict[str, float]:
+    """Assert that every output and gradient of a witness is within `factor` times its bound, that of `other` where it is
+    larger; record the errors, and return the worst error/bound by "dtype witness tensor"."""
+    worst = {}
+    names = list(arguments)
+    triples = zip(_pairs(results, truth, names), _pairs(results, other, names), strict=True)
+    for (tensor, actual, tracked), (_, _, alternative) in triples:
+        what = f"{name}, {dtype}, {witness} {tensor}"
+        tally = _compare(actual, tracked, alternative, what, None if dtype == "bfloat16" else np.dtype(dtype), factor)
+        record(name, f"{witness} {tensor}", dtype, tally)
+        worst[f"{dtype} {witness} {tensor}"] = tally.worst
     return worst
 
 
@@ -415,6 +431,8 @@ def to_tensor(array: np.ndarray, dtype: str) -> torch.Tensor:
 def from_tensor(tensor: torch.Tensor) -> np.ndarray:
     """The array of a tensor; bfloat16 as float64."""
     tensor = tensor.detach().cpu()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
     array: np.ndarray = (tensor.to(torch.float64) if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array
 
@@ -428,7 +446,7 @@ def _same_structure(flat: Sequence[Any], model: Any) -> Any:
 
 
 def _aligned(gradients: Any, wanted: Sequence[bool]) -> tuple[Any, ...]:
-    """One gradient per argument, from a spec that returns one per argument or one per differentiable argument."""
+    """One gradient per argument, from a backward that returns one per argument or one per differentiable argument."""
     given = _tuple(gradients)
     if len(given) == len(wanted):
         return tuple(g if want else None for g, want in zip(given, wanted, strict=True))
@@ -437,10 +455,10 @@ def _aligned(gradients: Any, wanted: Sequence[bool]) -> tuple[Any, ...]:
     return tuple(next(remaining) if want else None for want in wanted)
 
 
-def _truth(
+def truth_of(
     forward: Callable[..., Any],
     backward: Callable[..., Any],
-    values: Sequence[Any],
+    values: Mapping[str, Any],
     wanted: Sequence[bool],
     dtype: str,
     seed: int,
@@ -455,49 +473,87 @@ def _truth(
         d_output = _same_structure([track_tree(d, dtype) for d in upstream], output)
         return Results(_tuple(output), _aligned(backward(d_output, cache), wanted))
 
-    truth = run_tracked(run, *values, format=format_of(dtype))
+    truth = run_tracked(run, *values.values(), format=format_of(dtype))
     return tuple(upstream), truth
 
 
-def _run_spec(
+def run_pair(
+    witness: str,
     forward: Callable[..., Any],
     backward: Callable[..., Any],
-    values: Sequence[Any],
+    values: Mapping[str, Any],
     wanted: Sequence[bool],
     upstream: Sequence[np.ndarray],
 ) -> Results:
-    """Outputs and gradients of the spec; asserts that it leaves its inputs as they were, and the cache as it was found."""
-    before = [v.copy() if isinstance(v, np.ndarray) else v for v in (*values, *upstream)]
-    output, cache = forward(*values)
-    gradients = backward(_same_structure(upstream, output), cache)
-    again = backward(_same_structure(upstream, output), cache)
-    for one, other in zip(_aligned(gradients, wanted), _aligned(again, wanted), strict=True):
-        assert one is None or one.tobytes() == other.tobytes(), "a second backward pass from the same cache gave others"
-    for old, new in zip(before, (*values, *upstream), strict=True):
-        assert not isinstance(old, np.ndarray) or old.tobytes() == new.tobytes(), "the spec changed one of its inputs"
-    return Results(_tuple(output), _aligned(gradients, wanted))
+    """Outputs and gradients of a pair on NumPy arrays; asserts that they are arrays, that the pair leaves its inputs as they
+    were, and the cache as it was found. `witness` stands in the messages."""
+    given = {**values, **{f"the gradient of output {i}": d for i, d in enumerate(upstream)}}
+    before = {name: value.copy() for name, value in given.items() if isinstance(value, np.ndarray)}
+
+    def unchanged() -> None:
+        changed = [name for name, old in before.items() if old.tobytes() != given[name].tobytes()]
+        assert not changed, f"{witness}: changed one of its inputs: {', '.join(changed)}"
+
+    result = forward(*values.values())
+    pair = isinstance(result, tuple) and len(result) == 2
+    assert pair, f"{witness}: expected forward to return (output, cache), got {_described(result)}"
+    output, cache = result
+    outputs = _tuple(output)
+    assert len(outputs) == len(upstream), f"{witness}: {len(outputs)} outputs, expected {len(upstream)}"
+    for y in outputs:
+        assert isinstance(y, (np.ndarray, np.generic)), f"{witness}: expected an array as output, got {_described(y)}"
+    unchanged()
+    outputs = tuple(np.array(y) for y in outputs)  # a backward that writes into its cache must not change what is judged
+    d_output = _same_structure(upstream, output)
+    gradients = _aligned(backward(d_output, cache), wanted)
+    for name, gradient in zip(values, gradients, strict=True):
+        kind = gradient is None or isinstance(gradient, (np.ndarray, np.generic))
+        assert kind, f"{witness}: expected an array as d_{name}, got {_described(gradient)}"
+    unchanged()
+    gradients = tuple(None if gradient is None else np.array(gradient) for gradient in gradients)
+    for name, one, other in zip(values, gradients, _aligned(backward(d_output, cache), wanted), strict=True):
+        same = one is None or one.tobytes() == np.asarray(other).tobytes()
+        assert same, f"{witness}: d_{name}: a second backward pass from the same cache gave another"
+    return Results(outputs, gradients)
 
 
-def _run_twin(
+def run_twin(
+    witness: str,
     function: Callable[..., Any],
-    values: Sequence[Any],
+    values: Mapping[str, Any],
     wanted: Sequence[bool],
     upstream: Sequence[np.ndarray],
     dtype: str,
 ) -> Results:
-    tensors = [to_tensor(np.asarray(v), dtype) if isinstance(v, (np.ndarray, np.generic)) else v for v in values]
+    """Outputs of a function on torch tensors, and their gradients by autograd; asserts that they are what those of the spec
+    are in kind, and that the inputs stay as they were. `witness` stands in the messages."""
+    tensors = [to_tensor(np.asarray(v), dtype) if isinstance(v, (np.ndarray, np.generic)) else v for v in values.values()]
     leaves = [t.requires_grad_() for t, want in zip(tensors, wanted, strict=True) if want]
     d_outputs = [to_tensor(d, dtype) for d in upstream]
     given = [t for t in (*tensors, *d_outputs) if isinstance(t, torch.Tensor)]
     before = [from_tensor(t).tobytes() for t in given]
     outputs = _tuple(function(*tensors))
-    for y in outputs:
-        assert y.dtype == getattr(torch, dtype), f"the twin's output has dtype {y.dtype}, expected {dtype}"
+    assert len(outputs) == len(upstream), f"{witness}: {len(outputs)} outputs, expected {len(upstream)}"
+    for y, d in zip(outputs, d_outputs, strict=True):
+        assert isinstance(y, torch.Tensor), f"{witness}: expected a tensor as output, got {_described(y)}"
+        assert y.shape == d.shape, f"{witness}: expected an output of shape {tuple(d.shape)}, got {tuple(y.shape)}"
+        assert y.dtype == d.dtype, f"{witness}: expected an output of dtype {dtype}, got {y.dtype}"
+        assert y.requires_grad or not leaves, (
+            f"{witness}: autograd sees no way from the output to the inputs (detach, no_grad, numpy, item or tolist?)"
+        )
     found = iter(torch.autograd.grad(outputs, leaves, d_outputs, allow_unused=True, materialize_grads=True))
-    assert before == [from_tensor(t).tobytes() for t in given], "the twin changed one of its inputs"
+    assert before == [from_tensor(t).tobytes() for t in given], f"{witness}: changed one of its inputs"
     return Results(
         tuple(from_tensor(y) for y in outputs), tuple(from_tensor(next(found)) if want else None for want in wanted)
     )
+
+
+def _described(value: Any) -> str:
+    """What something is, for a message."""
+    kind = "None" if value is None else type(value).__name__
+    if isinstance(value, tuple):
+        return f"{kind} of {len(value)}"
+    return f"{kind} of shape {tuple(value.shape)}" if hasattr(value, "shape") else kind
 
 
 def _pairs(results: Results, truth: Results, names: Sequence[str]) -> list[tuple[str, Any, Tracked]]:
@@ -508,7 +564,8 @@ def _pairs(results: Results, truth: Results, names: Sequence[str]) -> list[tuple
         for i, (actual, tracked) in enumerate(zip(results.outputs, truth.outputs, strict=True))
     ]
     for name, actual, tracked in zip(names, results.gradients, truth.gradients, strict=True):
-        assert (actual is None) == (tracked is None), f"d_{name}: a gradient is there in one run and not in another"
+        assert actual is not None or tracked is None, f"d_{name}: expected a gradient, got None"
+        assert actual is None or tracked is not None, f"d_{name}: expected no gradient, got one"
         if tracked is not None:
             triples.append((f"d_{name}", actual, tracked))
     return triples

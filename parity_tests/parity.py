@@ -4,37 +4,69 @@
     from parity_tests import assert_parity
     assert_parity(torch.nn.functional.scaled_dot_product_attention, "attention")
 
-A torch function takes the operation's arguments, as OPERATIONS below names them; a module does so by `functional_call`; a
-NumPy pair (forward, backward) is in the spec's manner; inputs of your own follow the operation:
+The operations, their arguments, and what else to know:
 
-    assert_parity(lambda x, w, b: torch.func.functional_call(my_norm, {"weight": w, "bias": b}, x), "layer_norm")
+    linear            x (..., I), weight (O, I), bias (O,)
+    embedding         tokens (...) integers, weight (V, D)
+    softmax           x (..., S), over the last axis
+    gelu, gelu_tanh   x; the exact one, and the approximation by tanh
+    relu, relu_squared, silu   x
+    layer_norm        x (..., D), weight (D,), bias (D,); epsilon is 1e-5
+    rms_norm          x (..., D), weight (D,); epsilon is 1e-5
+    dropout           x, rate, keep: like x, True where kept
+    rotary            x (B, H, T, K), positions (T,); channels i and i + K/2 turn together
+    attention         query (B, H, T, K), key and value (B, H, S, K)
+    causal_attention  the same with T = S: no query sees a later key
+    cross_entropy     logits (..., V), targets (...) integers, -1 for one that does not count; the mean over those that do
+
+A torch function takes these arguments; a module does so by `functional_call`; a NumPy pair (forward, backward) is in the
+spec's manner; inputs of your own follow the operation, and a bias may be left out:
+
     assert_parity((my_forward, my_backward), "softmax", np.eye(3))
+
+    def function(x, w, b):
+        return torch.func.functional_call(my_norm, {"weight": w, "bias": b}, x, strict=True)
+    assert_parity(function, "layer_norm")
 
 Outputs and every gradient must lie within the derived bounds of the truth (see bounds.py); the error names the tensor, the
 element, what was expected and by how many bounds it is off.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from parity_tests.bounds import Tracked
-from parity_tests.compare import check_operation
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR
+from parity_tests.compare import (
+    NARROW_LONGDOUBLE,
+    Results,
+    cast,
+    compare_results,
+    is_real,
+    run_pair,
+    run_twin,
+    tiled,
+    truth_of,
+)
 from reference_numpy import activation, attention, dropout, embedding, linear, loss, normalization, position, softmax
 
 
+class Drawn(NamedTuple):
+    """Normal numbers of this shape, which begin with some that are chosen."""
+
+    shape: tuple[int, ...]
+    first: tuple[float, ...] = ()
+
+
 class Operation(NamedTuple):
-    """Forward and backward of the spec, and the shapes of a small example: floats by shape, the rest by value."""
+    """Forward and backward of the spec, and a small example: an array that is drawn, or a value, for each argument."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     example: dict[str, Any]
-
-
-def _positions(x: np.ndarray) -> Any:
-    return position.rotary_forward(x, np.arange(x.shape[2]))
 
 
 def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, causal: bool = False) -> Any:
@@ -46,43 +78,59 @@ def _attention_backward(d_output: np.ndarray, cache: Any) -> Any:
 
 
 def _causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> Any:
+    if query.shape != key.shape:
+        raise ValueError(f"key: expected the shape of query, {query.shape}, got {key.shape}")
     return _attention(query, key, value, causal=True)
 
 
-ATTENTION = {"query": (2, 3, 5, 7), "key": (2, 3, 5, 7), "value": (2, 3, 5, 7)}
+LARGE = 1000.0  # its exponential overflows
 TARGETS = np.array([[0, 3, -1], [10, 5, 2]])  # -1: ignored
-KINKED = ("relu", "relu_squared")  # at 0, where a difference quotient would see both sides
-WIDE = (np.longdouble, np.complex128, np.clongdouble)
 KEEP = np.arange(15).reshape(3, 5) % 3 > 0
+EVERY = {"x": Drawn((3, 5))}
+WITH_0 = {"x": Drawn((3, 5), (0.0,))}
 OPERATIONS = {
-    "linear": Operation(linear.linear_forward, linear.linear_backward, {"x": (2, 3, 5), "weight": (7, 5), "bias": (7,)}),
+    "linear": Operation(
+        linear.linear_forward,
+        linear.linear_backward,
+        {"x": Drawn((2, 3, 5)), "weight": Drawn((7, 5)), "bias": Drawn((7,))},
+    ),
     "embedding": Operation(
         embedding.embedding_forward,
         embedding.embedding_backward,
-        {"tokens": np.array([[1, 4, 4], [0, 2, 4]]), "weight": (7, 5)},
+        {"tokens": np.array([[1, 4, 4], [0, 2, 4]]), "weight": Drawn((7, 5))},
     ),
-    "softmax": Operation(softmax.softmax_forward, softmax.softmax_backward, {"x": (3, 5)}),
-    "gelu": Operation(activation.gelu_forward, activation.gelu_backward, {"x": (3, 5)}),
-    "gelu_tanh": Operation(activation.gelu_tanh_forward, activation.gelu_tanh_backward, {"x": (3, 5)}),
-    "relu": Operation(activation.relu_forward, activation.relu_backward, {"x": (3, 5)}),
-    "relu_squared": Operation(activation.relu_squared_forward, activation.relu_squared_backward, {"x": (3, 5)}),
-    "silu": Operation(activation.silu_forward, activation.silu_backward, {"x": (3, 5)}),
+    "softmax": Operation(softmax.softmax_forward, softmax.softmax_backward, {"x": Drawn((3, 5), (LARGE, LARGE - 1))}),
+    "gelu": Operation(activation.gelu_forward, activation.gelu_backward, EVERY),
+    "gelu_tanh": Operation(activation.gelu_tanh_forward, activation.gelu_tanh_backward, EVERY),
+    "relu": Operation(activation.relu_forward, activation.relu_backward, WITH_0),
+    "relu_squared": Operation(activation.relu_squared_forward, activation.relu_squared_backward, WITH_0),
+    "silu": Operation(activation.silu_forward, activation.silu_backward, {"x": Drawn((3, 5), (LARGE, -LARGE))}),
     "layer_norm": Operation(
-        normalization.layer_norm_forward, normalization.layer_norm_backward, {"x": (2, 3, 7), "weight": (7,), "bias": (7,)}
+        normalization.layer_norm_forward,
+        normalization.layer_norm_backward,
+        {"x": Drawn((2, 3, 7)), "weight": Drawn((7,)), "bias": Drawn((7,))},
     ),
-    "rms_norm": Operation(normalization.rms_norm_forward, normalization.rms_norm_backward, {"x": (2, 3, 7), "weight": (7,)}),
+    "rms_norm": Operation(
+        normalization.rms_norm_forward, normalization.rms_norm_backward, {"x": Drawn((2, 3, 7)), "weight": Drawn((7,))}
+    ),
     "dropout": Operation(
-        dropout.dropout_forward,
-        lambda d_y, cache: (dropout.dropout_backward(d_y, cache), None, None),
-        {"x": (3, 5), "rate": 0.25, "keep": KEEP},
+        dropout.dropout_forward, dropout.dropout_backward, {"x": Drawn((3, 5)), "rate": 0.25, "keep": KEEP}
     ),
-    "rotary": Operation(_positions, position.rotary_backward, {"x": (2, 3, 5, 6)}),
-    "attention": Operation(_attention, _attention_backward, ATTENTION),
-    "causal_attention": Operation(_causal_attention, _attention_backward, ATTENTION),
+    "rotary": Operation(
+        position.rotary_forward, position.rotary_backward, {"x": Drawn((2, 3, 5, 6)), "positions": np.arange(5)}
+    ),
+    "attention": Operation(
+        _attention,
+        _attention_backward,
+        {"query": Drawn((2, 3, 5, 7)), "key": Drawn((2, 3, 11, 7)), "value": Drawn((2, 3, 11, 7))},
+    ),
+    "causal_attention": Operation(
+        _causal_attention, _attention_backward, dict.fromkeys(("query", "key", "value"), Drawn((2, 3, 5, 7)))
+    ),
     "cross_entropy": Operation(
         loss.cross_entropy_forward,
-        lambda d_loss, cache: (loss.cross_entropy_backward(d_loss, cache), None),
-        {"logits": (2, 3, 11), "targets": TARGETS},
+        loss.cross_entropy_backward,
+        {"logits": Drawn((2, 3, 11), (LARGE, LARGE - 1)), "targets": TARGETS},
     ),
 }
 
@@ -94,58 +142,106 @@ def assert_parity(
     dtype: str = "float64",
     seed: int = 0,
 ) -> float:
-    """Assert that `function` computes what the spec's `operation` computes, outputs and gradients; returns error/bound.
+    """Assert that `function` computes what the spec's `operation` computes, outputs and gradients.
 
     `function` takes the operation's arguments: a callable on torch tensors, differentiated by autograd, or a pair
-    (forward, backward) on NumPy arrays in the spec's manner (forward returns output and cache; backward takes the upstream
-    gradient and the cache and returns the gradients in the order of the arguments). Without `arguments` a small random
-    example is used, its sizes distinct primes. dtype: float64 or float32, for torch also bfloat16.
-    Raises AssertionError naming the worst element; ValueError for an unknown operation, and for a pair in bfloat16.
+    (forward, backward) on NumPy arrays in the spec's manner: forward returns output and cache; backward takes the upstream
+    gradient and the cache and returns the gradients, of all arguments (None where there is none) or of those that are
+    floating-point arrays, in their order. Without `arguments` a small example is drawn: it does not show every edge.
+    dtype: float64 or float32, for torch also bfloat16. Returns the largest error/bound of an output or gradient.
+    Raises AssertionError naming the worst element; ValueError for arguments that make no sense, and on a machine whose
+    longdouble is no wider than double.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
+    pair = isinstance(function, tuple)
+    parts = function if isinstance(function, tuple) else (function,)
+    if len(parts) != 1 + pair or any(not callable(part) or isinstance(part, type) for part in parts):
+        raise ValueError(f"function: expected a function, or a tuple of two, forward and backward, got {function!r}")
+    formats = ("float64", "float32") if pair else ("float64", "float32", "bfloat16")
+    if dtype not in formats:
+        raise ValueError(f"dtype: expected one of {', '.join(formats)}{' for NumPy arrays' * pair}, got {dtype!r}")
+    if not LONGDOUBLE_IS_WIDER:
+        raise ValueError(NARROW_LONGDOUBLE)
     spec = OPERATIONS[operation]
-    names = list(spec.example)
-    if arguments and len(arguments) > len(names):
-        raise ValueError(f"arguments: expected at most {len(names)} ({', '.join(names)}), got {len(arguments)}")
-    generator = np.random.default_rng(seed)
-    if isinstance(function, tuple) and dtype == "bfloat16":
-        raise ValueError("dtype: expected float64 or float32 for a pair on NumPy arrays, got bfloat16")
-    given = (np.asarray(value) if isinstance(value, list | torch.Tensor) else value for value in arguments)
-    values = dict(zip(names, given, strict=False)) or {
-        name: generator.standard_normal(value) if isinstance(value, tuple) else value for name, value in spec.example.items()
-    }
-    forward, backward = spec.forward, spec.backward
+    values = _given(spec, arguments) if arguments else _drawn(spec.example, seed)
+    values = {name: cast(value, dtype) if is_real(value) else value for name, value in values.items()}
+    _can_take(parts[0], values)
+
+    wanted = [is_real(value) for value in values.values()]
+    forward, backward = spec.forward, _first_gradients(spec.backward, wanted)
+    upstream, truth = truth_of(forward, backward, values, wanted, dtype, seed)
+    if not all(np.isfinite(t.bound()).all() for t in (*truth.outputs, *truth.gradients) if t is not None):
+        raise ValueError("arguments: expected numbers of which no square or cube overflows, got larger ones")
+    other = truth
+    if operation in ("attention", "causal_attention"):  # plain and tiled attention round differently: either will do
+        _, other = truth_of(tiled(forward), tiled(backward), values, wanted, dtype, seed)
+    results: Results
     if isinstance(function, tuple):
-        pair = _Pair(spec, *function)
-        forward, backward = pair.forward, pair.backward
-    twin = None if isinstance(function, tuple) else function
-    either = operation in ("attention", "causal_attention")
-    ratios = check_operation(
-        f"yours, {operation}",
-        forward,
-        backward,
-        twin,
-        values,
-        dtypes=(dtype,),
-        seed=seed,
-        either_attention=either,
-        smooth=operation not in KINKED,
-    )
-    return max(ratios.values())
+        results, factor = run_pair("yours", *function, values, wanted, upstream), 1.0
+    else:
+        results, factor = run_twin("yours", function, values, wanted, upstream, dtype), TWIN_FACTOR
+    name = f"assert_parity, {operation}"
+    return max(compare_results(name, "yours", results, truth, other, values, dtype, factor).values())
 
 
-class _Pair:
-    """Runs the user's pair on float64 and float32, and the spec on tracked, complex and longdouble arrays, the judges."""
+def _drawn(example: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The example with its arrays drawn."""
+    generator = np.random.default_rng(seed)
+    values = {}
+    for name, value in example.items():
+        if isinstance(value, Drawn):
+            array = generator.standard_normal(value.shape)
+            array.flat[: len(value.first)] = value.first
+            value = array
+        values[name] = value
+    return values
 
-    def __init__(self, spec: Operation, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
-        self._spec, self._forward, self._backward = spec, forward, backward
 
-    def forward(self, *values: Any) -> tuple[Any, Any]:
-        plain = not any(isinstance(value, Tracked) or getattr(value, "dtype", None) in WIDE for value in values)
-        output, cache = (self._forward if plain else self._spec.forward)(*values)
-        return output, (plain, cache)
+def _given(spec: Operation, arguments: Sequence[Any]) -> dict[str, Any]:
+    """The user's own arguments by name: floats in float64, integers and masks as they are. Raises ValueError."""
+    names = list(spec.example)
+    if len(arguments) > len(names):
+        raise ValueError(f"arguments: expected at most {len(names)} ({', '.join(names)}), got {len(arguments)}")
+    optional = [name for name, p in inspect.signature(spec.forward).parameters.items() if p.default is None]
+    missing = [name for name in names[len(arguments) :] if name not in optional]
+    if missing:
+        raise ValueError(f"arguments: expected {', '.join(names)}, got none for {', '.join(missing)}")
+    values = {}
+    for name, value in zip(names, arguments, strict=False):
+        example = spec.example[name]
+        if isinstance(value, torch.Tensor):
+            value = (value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()).numpy()
+        if isinstance(example, float) or (value is None and name in optional):
+            values[name] = value
+            continue
+        array = np.asarray(value)
+        kind = "f" if isinstance(example, Drawn) else example.dtype.kind
+        if array.dtype.kind != kind and not (kind == "f" and array.dtype.kind == "i"):
+            expected = {"f": "floating-point numbers", "i": "integers", "b": "True and False"}[kind]
+            raise ValueError(f"{name}: expected {expected}, got {array.dtype}")
+        values[name] = array.astype(np.float64) if kind == "f" else array
+    return values
 
-    def backward(self, d_output: Any, cache: tuple[bool, Any]) -> Any:
-        plain, inner = cache
-        return (self._backward if plain else self._spec.backward)(d_output, inner)
+
+def _can_take(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Raises ValueError for a function with another number of parameters, as far as Python can tell."""
+    try:
+        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+    except (TypeError, ValueError):  # one that is not written in Python
+        return
+    try:
+        signature.bind(*values.values())
+    except TypeError as error:
+        says = "; a module takes its parameters by functional_call" if isinstance(function, torch.nn.Module) else ""
+        raise ValueError(f"function: expected one that takes {', '.join(values)}, got one with {signature}{says}") from error
+
+
+def _first_gradients(backward: Callable[..., Any], wanted: Sequence[bool]) -> Callable[..., Any]:
+    """The spec's backward without the gradients of arguments that were left out."""
+
+    def run(d_output: Any, cache: Any) -> Any:
+        gradients = backward(d_output, cache)
+        return gradients[: len(wanted)] if isinstance(gradients, tuple) else gradients
+
+    return run

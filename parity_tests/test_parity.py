@@ -1,6 +1,7 @@
 """`assert_parity` accepts what is right and rejects what is wrong, for torch functions and for NumPy pairs."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ from torch.nn import functional as F
 
 from parity_tests import assert_parity, parity
 from parity_tests.parity import OPERATIONS
+from reference_numpy.flash_attention import flash_attention_backward, flash_attention_forward
 from reference_numpy.softmax import softmax_backward, softmax_forward
+
+
+def rotary(x, positions):
+    K = x.shape[-1]
+    angle = positions[:, None] * 10_000.0 ** (-torch.arange(0, K, 2, dtype=torch.float64) / K)
+    cosine, sine = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
+
 
 RIGHT = {
     "linear": F.linear,
@@ -24,19 +35,33 @@ RIGHT = {
     "layer_norm": lambda x, weight, bias: F.layer_norm(x, (x.shape[-1],), weight, bias),
     "rms_norm": lambda x, weight: F.rms_norm(x, (x.shape[-1],), weight, 1e-5),
     "dropout": lambda x, rate, keep: x * keep / (1 - rate),
+    "rotary": rotary,
     "attention": F.scaled_dot_product_attention,
     "causal_attention": lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     "cross_entropy": lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1),
 }
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 @pytest.mark.parametrize("operation", RIGHT)
-def test_torch_functions_pass(operation):
-    assert 0 <= assert_parity(RIGHT[operation], operation) <= 1
+def test_torch_functions_pass(operation, dtype):
+    for seed in range(3):
+        assert 0 <= assert_parity(RIGHT[operation], operation, dtype=dtype, seed=seed) <= 1
 
 
-def test_every_operation_has_an_example():
-    assert set(OPERATIONS) - set(RIGHT) == {"rotary"}  # torch has no rotation of its own
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_the_specs_own_pairs_pass(operation, dtype):
+    spec = OPERATIONS[operation]
+    assert 0 <= assert_parity((spec.forward, spec.backward), operation, dtype=dtype) <= 1
+
+
+def test_every_operation_has_an_example_and_stands_in_the_docstring():
+    assert set(OPERATIONS) == set(RIGHT)
+    for name, spec in OPERATIONS.items():
+        (line,) = re.findall(rf"^    (?:.*, )?{name}\b.*$", parity.__doc__.split("A torch function takes")[0], re.M)
+        if name not in ("causal_attention", "relu", "relu_squared"):
+            assert all(re.search(rf"\b{argument}\b", line) for argument in spec.example)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +72,82 @@ def test_every_operation_has_an_example():
         (lambda x: F.gelu(x, approximate="tanh"), "gelu"),
         (lambda x, weight, bias: F.layer_norm(x, (x.shape[-1],), weight, bias, eps=1e-6), "layer_norm"),
         (lambda x: torch.softmax(x, -2), "softmax"),
+        (lambda x: x.exp() / x.exp().sum(-1, keepdim=True), "softmax"),
+        (lambda x: x * x.exp() / (1 + x.exp()), "silu"),
+        (lambda x: torch.where(x >= 0, x, 0), "relu"),
+        (lambda x, positions: rotary(x, positions + 1), "rotary"),
     ],
 )
 def test_classic_mistakes_are_rejected(wrong, operation):
-    with pytest.raises(AssertionError, match=f"yours, {operation}, float64, twin"):
+    with pytest.raises(AssertionError, match=f"assert_parity, {operation}, float64, yours"):
         assert_parity(wrong, operation)
+
+
+def in_place(x):
+    x.data += 1
+    return torch.softmax(x - 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: torch.softmax(x, -1).detach(), "yours: autograd sees no way from the output to the inputs"),
+        (lambda x: None, "yours: expected a tensor as output, got None"),
+        (lambda x: x.detach().numpy(), r"yours: expected a tensor as output, got ndarray of shape \(3, 5\)"),
+        (lambda x: (torch.softmax(x, -1), x), "yours: 2 outputs, expected 1"),
+        (lambda x: torch.softmax(x, -1).sum(), r"yours: expected an output of shape \(3, 5\), got \(\)"),
+        (lambda x: torch.softmax(x, -1).float(), "yours: expected an output of dtype float64, got torch.float32"),
+        (in_place, "yours: changed one of its inputs"),
+        (
+            (lambda x: softmax_forward(x)[0], softmax_backward),
+            "yours: expected forward to return .output, cache., got ndarray",
+        ),
+        ((lambda x: (None, x), softmax_backward), "yours: expected an array as output, got None"),
+        ((lambda x: (x, x, x), softmax_backward), "yours: expected forward to return .output, cache., got tuple of 3"),
+        ((softmax_forward, lambda d_p, p: None), "yours d_x|d_x: expected a gradient, got None"),
+        ((softmax_forward, lambda d_p, p: 0.0), "yours: expected an array as d_x, got float"),
+        ((softmax_forward, lambda d_p, p: (d_p, d_p)), "backward gave 2 gradients for 1 differentiable"),
+        ((softmax_forward, lambda d_p, p: p * d_p), "assert_parity, softmax, float64, yours d_x"),
+        ((lambda x: (x.sort(), softmax_forward(x))[1], softmax_backward), "yours: changed one of its inputs: x"),
+        (
+            (softmax_forward, lambda d_p, p: (softmax_backward(d_p, p), d_p.sort())[0]),
+            "yours: changed one of its inputs: the gradient of output 0",
+        ),
+        (
+            (softmax_forward, lambda d_p, p: (softmax_backward(d_p, p), p.sort())[0]),
+            "yours: d_x: a second backward pass from the same cache gave another",
+        ),
+    ],
+)
+def test_what_is_wrong_in_kind_is_said(function, message):
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(function, "softmax")
+
+
+def test_a_gradient_may_be_sparse():
+    assert assert_parity(lambda tokens, weight: F.embedding(tokens, weight, sparse=True), "embedding") <= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_pair_may_be_tiled(seed):
+    """It rounds differently: for a query with a single key plain attention has a gradient of exactly 0."""
+
+    def forward(query, key, value):
+        return flash_attention_forward(query, key, value, causal=True)
+
+    assert assert_parity((forward, flash_attention_backward), "causal_attention", seed=seed) <= 1
+
+
+def test_the_number_is_that_of_the_function():
+    """Not that of the spec, nor of another witness, which round where this one does not."""
+    assert assert_parity(F.relu, "relu") == 0
+
+
+def test_a_bias_may_be_left_out():
+    x, weight = np.eye(5)[:2], np.ones((7, 5))
+    assert assert_parity(F.linear, "linear", x, weight) <= 1
+    assert assert_parity(lambda x, w: x @ w.T, "linear", x, weight) <= 1
+    assert assert_parity((lambda x, w: (x @ w.T, (x, w)), lambda d, c: (d @ c[1], d.T @ c[0])), "linear", x, weight) <= 1
 
 
 def test_the_format_that_was_asked_for_is_tried():
@@ -59,7 +155,7 @@ def test_the_format_that_was_asked_for_is_tried():
         return F.gelu(x) * (1 if x.dtype == torch.float64 else 1.001)
 
     assert assert_parity(wrong_in_float32, "gelu") <= 1
-    with pytest.raises(AssertionError, match="yours, gelu, float32"):
+    with pytest.raises(AssertionError, match="gelu, float32, yours"):
         assert_parity(wrong_in_float32, "gelu", dtype="float32")
 
 
@@ -104,25 +200,57 @@ def test_the_three_lines_that_are_promised(text):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no such thing",), "operation: expected one of linear, embedding, .* got 'no such thing'"),
-        (("softmax", np.eye(2), np.eye(2)), r"arguments: expected at most 1 \(x\), got 2"),
+        ((F.relu, "no such thing"), "operation: expected one of linear, embedding, .* got 'no such thing'"),
+        ((RIGHT["softmax"], "softmax", np.eye(2), np.eye(2)), r"arguments: expected at most 1 \(x\), got 2"),
+        ((RIGHT["linear"], "linear", np.eye(2)), "arguments: expected x, weight, bias, got none for weight"),
+        ((None, "softmax"), "function: expected a function, or a tuple of two, forward and backward, got None"),
+        ((torch.nn.Softmax, "softmax"), "function: expected a function, .* got <class 'torch.nn"),
+        (((softmax_forward,), "softmax"), "function: expected a function, or a tuple of two"),
+        (([softmax_forward, softmax_backward], "softmax"), "function: expected a function, or a tuple of two"),
+        ((torch.nn.LayerNorm(7), "layer_norm"), "function: expected one that takes x, weight, bias, .* by functional_call"),
+        (
+            ((lambda x: x, softmax_backward), "linear"),
+            r"function: expected one that takes x, weight, bias, got one with \(x\)",
+        ),
+        ((F.gelu, "gelu", np.array([1e10])), "arguments: expected numbers of which no square or cube overflows"),
+        ((RIGHT["softmax"], "softmax", np.array([True])), "x: expected floating-point numbers, got bool"),
+        ((F.embedding, "embedding", np.ones(2), np.eye(2)), "tokens: expected integers, got float64"),
+        ((RIGHT["dropout"], "dropout", np.eye(2), 0.5, np.eye(2)), "keep: expected True and False, got float64"),
+        (
+            (RIGHT["causal_attention"], "causal_attention", *map(np.ones, ((1, 1, 2, 3), (1, 1, 3, 3), (1, 1, 3, 3)))),
+            "key: exp",
+        ),
     ],
 )
 def test_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        assert_parity(torch.softmax, *arguments)
+        assert_parity(*arguments)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "longdouble", None, torch.float32])
+def test_formats_that_are_not_tried(dtype):
+    with pytest.raises(ValueError, match="dtype: expected one of float64, float32, bfloat16, got"):
+        assert_parity(F.gelu, "gelu", dtype=dtype)
+
+
+def test_a_machine_without_a_truth(monkeypatch):
+    monkeypatch.setattr(parity, "LONGDOUBLE_IS_WIDER", False)
+    with pytest.raises(ValueError, match="longdouble is no wider than double here"):
+        assert_parity(F.gelu, "gelu")
 
 
 def test_a_pair_has_no_bfloat16():
     """Nothing would be compared, and so anything accepted."""
-    with pytest.raises(ValueError, match="dtype: expected float64 or float32 for a pair on NumPy arrays, got bfloat16"):
+    with pytest.raises(ValueError, match="dtype: expected one of float64, float32 for NumPy arrays, got 'bfloat16'"):
         assert_parity((lambda x: (x * 0 + 7, None), lambda d_y, cache: d_y * 3), "softmax", dtype="bfloat16")
 
 
 def test_own_inputs_may_be_tensors_and_lists():
     softmax = RIGHT["softmax"]
     assert assert_parity(softmax, "softmax", torch.eye(3, dtype=torch.float64)) < 1
-    assert assert_parity(softmax, "softmax", [[0.0, 1.0, 2.0]]) < 1
+    assert assert_parity(softmax, "softmax", [[0, 1, 2]]) < 1
+    assert assert_parity(softmax, "softmax", torch.nn.Parameter(torch.eye(3).bfloat16())) < 1
+    assert assert_parity(softmax, "softmax", (1.0, 2.0)) < 1
 
 
 def test_relu_at_0_is_what_it_is():
