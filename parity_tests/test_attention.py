@@ -271,6 +271,34 @@ def test_cross_attention_needs_a_memory():
             module(torch.from_numpy(x), past=twin_past)
 
 
+def test_a_memory_is_for_cross_attention_and_given_once():
+    config = ModelConfig(kind="encoder_decoder", width=4, heads=2, layers=1)
+    parameters = random_parameters(scope(parameter_shapes(config), "decoder.blocks.0.cross_attention"), 0)
+    x, past, twin_past = np.ones((1, 2, 4)), spec.KeyValue(), twin.KeyValue()
+    with pytest.raises(ValueError, match="memory: expected one for cross-attention only"):
+        spec.multi_head_attention_forward(x, x, parameters, config)
+    with pytest.raises(ValueError, match="memory: expected one for cross-attention only"):
+        twin.MultiHeadAttention(config).double()(torch.from_numpy(x), torch.from_numpy(x))
+    module = twin.MultiHeadAttention(config, cross=True).double()
+    spec.multi_head_attention_forward(x, x, parameters, config, past=past, cross=True)
+    module(torch.from_numpy(x), torch.from_numpy(x), past=twin_past)
+    with pytest.raises(ValueError, match="or a past that was filled by one, got both"):
+        spec.multi_head_attention_forward(x, x, parameters, config, past=past, cross=True)
+    with pytest.raises(ValueError, match="or a past that was filled by one, got both"):
+        module(torch.from_numpy(x), torch.from_numpy(x), past=twin_past)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_a_forward_with_a_past_has_no_backward(attention):
+    config = ModelConfig(width=4, heads=2, layers=1, attention=attention)
+    parameters = random_parameters(scope(parameter_shapes(config), "blocks.0.attention"), 0)
+    x, past = np.ones((1, 2, 4)), spec.KeyValue()
+    for _ in range(2):
+        output, cache = spec.multi_head_attention_forward(x, None, parameters, config, causal=True, past=past)
+        with pytest.raises(AssertionError, match="a forward with a past has no backward"):
+            spec.multi_head_attention_backward(output, cache)
+
+
 def test_one_query_needs_no_causal_mask(monkeypatch):
     """It is the last and sees every key: decoding makes no mask, and takes the kernel that needs none."""
     asked, generator = [], np.random.default_rng(0)

@@ -565,6 +565,16 @@ def test_a_tie_at_top_p_is_cut():
     assert (spec.next_tokens(np.zeros((100, 2)), np.random.default_rng(0), top_p=0.5) == 0).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_the_likeliest_is_enough_where_it_reaches_top_p(seed):
+    """Also where its probability is top_p to the last bit, which a difference of sums would not give back."""
+    logits = np.random.default_rng(seed).standard_normal(50)
+    p = np.exp(np.sort(logits)[::-1] - logits.max())
+    p /= p.sum()
+    drawn = spec.next_tokens(np.tile(logits, (200, 1)), np.random.default_rng(0), top_p=float(p[0]))
+    assert (drawn == logits.argmax()).all()
+
+
 @pytest.mark.parametrize(("draw", "token"), [(0.0, 0), (np.nextafter(0.5, 0), 0), (0.5, 1), (np.nextafter(1, 0), 1)])
 def test_a_draw_is_looked_up(draw, token):
     """Two tokens of probability one half: the first has the draws from 0 to below one half."""

@@ -1,5 +1,7 @@
 """Linear layer: spec, twin and complex step."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -156,6 +158,15 @@ def test_widths_must_fit():
         linear_forward(np.zeros((5, 2)), np.zeros((4, 3)))
     with pytest.raises(ValueError, match=message):
         linear(torch.zeros((5, 2)), torch.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (5, 4)])
+def test_a_bias_is_not_broadcast(shape):
+    message = r"bias: expected shape \(4,\), the weight's output width, got " + re.escape(str(shape))
+    with pytest.raises(ValueError, match=message):
+        linear_forward(np.zeros((5, 3)), np.zeros((4, 3)), np.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        linear(torch.zeros((5, 3)), torch.zeros((4, 3)), torch.zeros(shape))
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), [(2, 5), (5, 2), (3, 3)])

@@ -82,6 +82,15 @@ def test_the_state_continues_where_it_stopped(K, first, second, seed):
     assert_within(theirs.numpy(), truth[:, :, tail], bound[:, :, tail], "continued, twin")
 
 
+def test_what_continues_a_state_has_no_backward():
+    x = np.ones((1, 1, 3, 2))
+    output, cache = spec.linear_attention_forward(x, x, x, causal=True)
+    spec.linear_attention_backward(output, cache)
+    output, cache = spec.linear_attention_forward(x, x, x, causal=True, state=cache.state)
+    with pytest.raises(AssertionError, match="continues a state has no backward"):
+        spec.linear_attention_backward(output, cache)
+
+
 def test_what_padding_holds_is_never_seen():
     generator = np.random.default_rng(0)
     query, key, value, d_output = generator.standard_normal((4, 2, 1, 5, 3))

@@ -98,6 +98,7 @@ def test_one_symbol_has_no_loss():
         ({"targets": np.array([3])}, "targets: expected -1 to 2, got 3 to 3"),
         ({"targets": np.array([-2])}, "targets: expected -1 to 2, got -2 to -2"),
         ({"targets": np.array([0, 0])}, r"targets: expected shape \(1,\)"),
+        ({"targets": np.array([0.0])}, "targets: expected integers, got float64"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and below 1, got 1.0"),
         ({"label_smoothing": -0.1}, "label_smoothing: expected at least 0 and below 1, got -0.1"),
     ],
@@ -106,7 +107,7 @@ def test_errors(change, message):
     arguments = {"logits": np.zeros((1, 3)), "targets": np.array([0])} | change
     with pytest.raises(ValueError, match=message):
         cross_entropy_forward(**arguments)
-    if "expected -1 to" not in message:  # torch itself refuses a target that there is not
+    if "expected -1 to" not in message and "integers" not in message:  # these torch itself refuses
         tensors = {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arguments.items()}
         with pytest.raises(ValueError, match=message):
             cross_entropy(**tensors)

@@ -22,15 +22,15 @@ def pairs(T, S, rule):
 @given(sizes(), sizes())
 def test_causal(T, S):
     expected = pairs(T, S, lambda t, s: s <= t)
-    assert (spec.causal_mask(T, S) == expected).all()
-    assert (twin.causal_mask(T, S).numpy() == expected).all()
+    assert (spec.allowed_pairs(np.arange(S - T, S), np.arange(S), causal=True) == expected).all()
+    assert (twin.allowed_pairs(T, S, causal=True).numpy() == expected).all()
 
 
 @given(sizes(), sizes(), st.integers(1, 8))
 def test_window(T, S, window):
     expected = pairs(T, S, lambda t, s: abs(t - s) < window)
-    assert (spec.window_mask(T, S, window) == expected).all()
-    assert (twin.window_mask(T, S, window).numpy() == expected).all()
+    assert (spec.allowed_pairs(np.arange(S - T, S), np.arange(S), window=window) == expected).all()
+    assert (twin.allowed_pairs(T, S, window=window).numpy() == expected).all()
 
 
 @given(st.data(), sizes(), sizes())
@@ -74,6 +74,8 @@ def test_only_seen(B, S, K):
         ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask must .* got bool \(1, 2, 4, 3, 5\)"),
         ({"mask": np.ones((3, 5))}, r"mask must be bool and broadcast to .* got float64 \(3, 5\)"),
         ({"key": np.zeros((2, 4, 5, 7))}, r"key must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
+        ({"query": np.zeros((3, 6))}, r"query must have 4 axes, batch, head, length and width, got shape \(3, 6\)"),
+        ({"key": np.zeros((4, 5, 6))}, r"key must have 4 axes, batch, head, length and width, got shape \(4, 5, 6\)"),
         ({"value": np.zeros((2, 4, 4, 6))}, r"value must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),
     ],
 )

@@ -53,7 +53,7 @@ def relu_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def relu_backward(d_y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """dy/dx is 1 where x > 0 and 0 elsewhere."""
+    """dy/dx is 0 where x <= 0 and 1 elsewhere."""
     return np.where(x.real <= 0, 0, d_y)
 
 
@@ -86,7 +86,7 @@ def silu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
 def erf(x: np.ndarray) -> np.ndarray:
     """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x.
 
-    Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms are all positive, and the continued
+    Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and the continued
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
     What is near is clipped for the analysis of rounding, whose `near` is a guess where errors are large.
     """
@@ -113,7 +113,7 @@ def _erf_series(x: np.ndarray) -> np.ndarray:
 def _erfc_fraction(x: np.ndarray) -> np.ndarray:
     """1 - erf(x) = exp(-x^2)/sqrt(pi) 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), for x >= 2.5, from the inside out.
 
-    The error shrinks by a factor of about exp(-x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach longdouble.
+    The error shrinks by a factor of about exp(-x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach x86's longdouble.
     """
     fraction = x
     for k in range(80, 0, -1):

@@ -42,9 +42,9 @@ def scaled_dot_product_attention_forward(
     Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S), True = may attend;
     output (B, H, T, K). Queries and keys are aligned at the end (see mask.py).
     The scale keeps the scores' variance at 1: a sum of K products of independent numbers of mean 0 and variance 1 has K.
-    Options: causal; window, see window_mask; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma 2,
-    section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
-    read as 0, so that NaN or inf in padding reaches neither output nor gradient.
+    Options: causal and window, see allowed_pairs; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma
+    2, section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
+    read as 0, so that NaN or inf in it reaches neither output nor gradient.
     Raises ValueError for shapes that do not fit.
     """
     check_attention_shapes(query, key, value, mask)
@@ -219,11 +219,14 @@ def multi_head_attention_forward(
     mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
     belong to self-attention alone: `cross` switches them off. `past` continues earlier tokens and takes the new ones in; in
     cross-attention it is filled by the first call and stands for the memory afterwards. Then there is no backward. Raises
-    ValueError for cross-attention over neither.
+    ValueError for cross-attention over neither or both, and for a memory without `cross`.
     """
+    if memory is not None and not cross:
+        raise ValueError("memory: expected one for cross-attention only")
     filled = cross and memory is None
-    if filled and (past is None or past.key is None):
-        raise ValueError("memory: expected one for cross-attention, or a past that was filled by one, got neither")
+    if cross and filled != (past is not None and past.key is not None):
+        got = "neither" if filled else "both"
+        raise ValueError(f"memory: expected one for cross-attention, or a past that was filled by one, got {got}")
     inputs = x if memory is None else memory
     query, query_linear = named_linear_forward(x, parameters, "query")
     query = split_heads(query, config.heads)  # (B, H, T, K)
@@ -249,6 +252,8 @@ def multi_head_attention_forward(
     if past is not None and not filled and (cross or config.attention == "softmax"):
         key, value = past.append(key, value)
 
+    if past is not None:  # then there is no backward pass
+        key_linear = value_linear = None
     attended, attention = _attend(query, key, value, config, mask, causal, past, cross)
     output, output_linear = named_linear_forward(merge_heads(attended), parameters, "output")  # (B, T, D)
     cache = MultiHeadCache(
@@ -259,11 +264,12 @@ def multi_head_attention_forward(
 
 
 def multi_head_attention_backward(d_output: np.ndarray, cache: MultiHeadCache) -> tuple[np.ndarray, np.ndarray, Parameters]:
-    """Gradients of x (through the queries), of the memory (through keys and values), and of the parameters.
+    """Gradients of x (through the queries), of the memory (through keys and values), and of the parameters. There are none
+    of a forward with a `past`.
 
     In self-attention x is its own memory, and its gradient the sum of the two. Each line inverts one of the forward.
     """
-    assert cache.key_linear is not None and cache.value_linear is not None, "a forward with fixed keys has no backward"
+    assert cache.key_linear is not None and cache.value_linear is not None, "a forward with a past has no backward"
     config = cache.config
     d_merged, d_parameters = named_linear_backward(d_output, cache.output_linear, "output")
     d_attended = split_heads(d_merged, config.heads)

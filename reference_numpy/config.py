@@ -55,7 +55,7 @@ class ModelConfig:
     window: int | None = None
     """Self-attention sees positions at a distance below this many tokens; None for all."""
     qk_norm: bool = False
-    """RMSNorm of each head's queries and keys, before the rotation."""
+    """RMSNorm of each head's queries and keys, before the rotation (after Henry et al. 2020, who take the 2-norm)."""
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap); None for no cap."""
     bias: bool = True
@@ -69,7 +69,7 @@ class ModelConfig:
     initial_deviation: float = 0.02
     """Standard deviation of the initial weights (with scale_embedding, 1/sqrt(D) for the embedding)."""
     zero_projections: bool = False
-    """Start the last linear map of each sub-layer at zero, so that every block starts as the identity."""
+    """Start the last linear map of each sub-layer at zero, so that a pre-norm block starts as the identity."""
 
     def __post_init__(self) -> None:
         for name, words in CHOICES.items():

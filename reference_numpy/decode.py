@@ -182,7 +182,7 @@ def next_tokens(
     if top_k > 0:
         p[:, top_k:] = 0
     p /= p.sum(axis=-1, keepdims=True)
-    before = np.cumsum(p, axis=-1) - p  # probability of all likelier tokens
+    before = np.concatenate((np.zeros_like(p[:, :1]), np.cumsum(p, axis=-1)[:, :-1]), axis=-1)  # of all likelier tokens
     p[before >= top_p] = 0
     cumulative = np.cumsum(p, axis=-1)
     rank = (cumulative <= draws[:, None] * cumulative[:, -1:]).sum(axis=-1)

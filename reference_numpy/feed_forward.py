@@ -31,7 +31,8 @@ class FeedForwardCache(NamedTuple):
 
 
 def feed_forward_forward(x: np.ndarray, parameters: Parameters, config: ModelConfig) -> tuple[np.ndarray, FeedForwardCache]:
-    """f(x W_up^T) W_down^T, or with swiglu (silu(x W_gate^T) * x W_up^T) W_down^T (Shazeer 2020, equation 6).
+    """f(x W_up^T) W_down^T, or with swiglu (silu(x W_gate^T) * x W_up^T) W_down^T (Shazeer 2020, equation 6); with
+    config.bias each map adds its own.
 
     Shapes: x (B, T, D), output (B, T, D); inside, F numbers per position.
     """

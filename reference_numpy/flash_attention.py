@@ -1,7 +1,8 @@
 """FlashAttention-2 in NumPy: exact attention, tile by tile, in memory that grows with T and not with T^2.
 
-Dao 2023, 'FlashAttention-2', algorithms 1 and 2. Only one tile of scores exists at a time. The forward keeps, per query, the
-log of its softmax denominator; with it the backward computes each tile of weights again instead of reading it back.
+Dao 2023, 'FlashAttention-2', algorithms 1 and 2, here both with queries in the outer loop. Only one tile of scores exists at
+a time. The forward keeps, per query, the log of its softmax denominator; with it the backward computes each tile of weights
+again instead of reading it back.
 """
 
 import math

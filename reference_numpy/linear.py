@@ -20,11 +20,13 @@ def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
     """Apply y = x W^T + b to the last axis.
 
     Shapes: x (..., I), weight (O, I) as in torch.nn.Linear, bias (O,) or None; output (..., O).
-    Raises ValueError if the widths do not fit.
+    Raises ValueError if the widths do not fit, or a bias has another shape.
     """
     outputs, inputs = weight.shape
     if x.shape[-1] != inputs:
         raise ValueError(f"x: expected a last axis of {inputs}, the weight's input width, got {x.shape[-1]}")
+    if bias is not None and bias.shape != (outputs,):
+        raise ValueError(f"bias: expected shape ({outputs},), the weight's output width, got {bias.shape}")
     rows = _rows(x)  # (N, I): one large product instead of one per sequence
     y = _one_row_product(rows, weight) if len(rows) == 1 else rows @ weight.T  # (N, O)
     if bias is not None:

@@ -25,6 +25,7 @@ class LinearAttentionCache(NamedTuple):
     normalizer: np.ndarray
     seen: np.ndarray | None
     causal: bool
+    continues: bool
     state: np.ndarray
 
 
@@ -39,11 +40,11 @@ def linear_attention_forward(
 ) -> tuple[np.ndarray, LinearAttentionCache]:
     """output[t] = sum_s (f(q_t) . f(k_s)) v_s / sum_s f(q_t) . f(k_s), over all s, or over s <= t if causal.
 
-    Shapes: query (B, H, T, K), key and value (B, H, S, K), T = S if causal; mask (B, 1, 1, S) or so: keys can be masked,
-    pairs cannot; output (B, H, T, K). Numerator and denominator are one product: the values get a column of ones.
-    `state` (B, H, K, K + 1) is what earlier tokens summed to; the cache holds it with the new ones added. A query with
-    nothing to attend to gets 0, and NaN in a masked key reaches nothing. Raises ValueError for a mask of pairs, and for
-    shapes that do not fit.
+    Shapes: query (B, H, T, K), key and value (B, H, S, K), T = S if causal; mask broadcastable to (B, H, 1, S): keys can be
+    masked, pairs cannot; output (B, H, T, K). Numerator and denominator are one product: the values get a column of ones.
+    `state` (B, H, K, K + 1) is what earlier tokens summed to; the cache holds it with the new ones added, and then there is
+    no backward pass. A query with nothing to attend to gets 0, and NaN in a masked key reaches nothing. Raises ValueError
+    for a mask of pairs, and for shapes that do not fit.
     """
     check_attention_shapes(query, key, value, mask)
     if causal and query.shape[2] != key.shape[2]:
@@ -59,11 +60,12 @@ def linear_attention_forward(
     value_and_one = np.concatenate((value, np.ones_like(value[..., :1])), axis=-1)  # (B, H, S, K + 1)
 
     product = causal_product if causal else full_product
-    sums, state = product(query_features, key_features, value_and_one, state)  # (B, H, T, K + 1)
+    sums, total = product(query_features, key_features, value_and_one, state)  # (B, H, T, K + 1)
     normalizer = np.where(sums[..., -1:] == 0, 1, sums[..., -1:])
     output = sums[..., :-1] / normalizer
-    cache = LinearAttentionCache(query_features, key_features, value_and_one, output, normalizer, seen, causal, state)
-    return output, cache
+    return output, LinearAttentionCache(
+        query_features, key_features, value_and_one, output, normalizer, seen, causal, state is not None, total
+    )
 
 
 def linear_attention_backward(
@@ -78,6 +80,7 @@ def linear_attention_backward(
       d_w_s = sum_{t >= s} (b_s . a_t) d_u_t      backward in time, roles (b, a, d_u)
     f = elu + 1:  f'(x) = 1 for x > 0, where f(x) > 1, and exp(x) = f(x) below: min(f(x), 1)
     """
+    assert not cache.continues, "a forward that continues a state has no backward"
     a, b, w = cache.query_features, cache.key_features, cache.value_and_one
     d_n = d_output / cache.normalizer
     d_u = np.concatenate((d_n, -(d_n * cache.output).sum(axis=-1, keepdims=True)), axis=-1)

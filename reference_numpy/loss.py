@@ -13,7 +13,7 @@ class CrossEntropyCache(NamedTuple):
     probabilities: np.ndarray
     targets: np.ndarray
     label_smoothing: float
-    total: int
+    divisor: int
 
 
 def cross_entropy_forward(
@@ -24,11 +24,14 @@ def cross_entropy_forward(
     Shapes: logits (..., V), targets (...) integers; a target of -1 is ignored. Units: nats per token that counts.
     `count` defaults to the number of targets that count; give it to sum one batch from several parts. With no target that
     counts the loss is 0 and so is its gradient. Label smoothing e spreads over all V symbols, the right one too (Szegedy et
-    al. 2016, section 7), so V = 1 and 2 need no special case. Raises ValueError for a target out of range.
+    al. 2016, section 7), so V = 1 and 2 need no special case. Raises ValueError for targets that are no integers, of another
+    shape or out of range, and for an e outside [0, 1).
     """
     vocabulary = logits.shape[-1]
     if targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets: expected shape {logits.shape[:-1]}, that of the logits without V, got {targets.shape}")
+    if targets.dtype.kind not in "iu":
+        raise ValueError(f"targets: expected integers, got {targets.dtype}")
     if targets.size and not (IGNORE <= targets.min() and targets.max() < vocabulary):
         raise ValueError(f"targets: expected {IGNORE} to {vocabulary - 1}, got {targets.min()} to {targets.max()}")
     if not 0 <= label_smoothing < 1:
@@ -44,8 +47,9 @@ def cross_entropy_forward(
     nats = log_total - of_target  # (...): -log softmax at the target
     if label_smoothing > 0:
         nats = (1 - label_smoothing) * nats + label_smoothing * (log_total - shifted.mean(axis=-1))
-    loss = np.where(counted, nats, 0).sum() / max(count, 1)
-    return loss, CrossEntropyCache(exponential / total, targets, label_smoothing, count)
+    divisor = max(count, 1)
+    loss = np.where(counted, nats, 0).sum() / divisor
+    return loss, CrossEntropyCache(exponential / total, targets, label_smoothing, divisor)
 
 
 def cross_entropy_backward(d_loss: np.ndarray | float, cache: CrossEntropyCache) -> np.ndarray:
@@ -54,9 +58,9 @@ def cross_entropy_backward(d_loss: np.ndarray | float, cache: CrossEntropyCache)
     -log softmax(z)[v] = log sum_j exp(z_j) - z_v has the derivative p - onehot(v); q sums to 1, so the mixture has p - q:
       dL/dz[n] = (p[n] - q[n]) / count where target n counts, 0 where it is ignored.
     """
-    probabilities, targets, label_smoothing, total = cache
+    probabilities, targets, label_smoothing, divisor = cache
     vocabulary = probabilities.shape[-1]
     at_target = targets[..., None] == np.arange(vocabulary)
     difference = np.where(at_target, probabilities - (1 - label_smoothing), probabilities) - label_smoothing / vocabulary
-    d_logits = difference * (d_loss / max(total, 1))
+    d_logits = difference * (d_loss / divisor)
     return np.where((targets != IGNORE)[..., None], d_logits, 0)

@@ -7,20 +7,6 @@ training (T = S) and decoding with a cache (T new tokens after S - T old ones).
 import numpy as np
 
 
-def causal_mask(T: int, S: int) -> np.ndarray:
-    """(T, S): a query attends to its own position and earlier ones."""
-    mask = allowed_pairs(np.arange(S - T, S), np.arange(S), causal=True)
-    assert mask is not None
-    return mask
-
-
-def window_mask(T: int, S: int, window: int) -> np.ndarray:
-    """(T, S): a query attends to positions at a distance below `window`, on either side."""
-    mask = allowed_pairs(np.arange(S - T, S), np.arange(S), window=window)
-    assert mask is not None
-    return mask
-
-
 def padding_mask(lengths: np.ndarray, S: int) -> np.ndarray:
     """(B, S): True for the first lengths[b] tokens of each sequence, False for the padding behind them."""
     return np.arange(S) < lengths[:, None]
@@ -29,7 +15,7 @@ def padding_mask(lengths: np.ndarray, S: int) -> np.ndarray:
 def only_seen(x: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
     """x (B, H, S, K) where `seen`, (B, H, S, 1) or None for everywhere, and 0 elsewhere.
 
-    For keys and values that no query may attend to, and for their gradients: NaN or inf there, as in padding, goes nowhere.
+    For keys and values that no query may attend to, and for their gradients: NaN or inf in them goes nowhere.
     """
     return x if seen is None else np.where(seen, x, 0)
 
@@ -43,8 +29,9 @@ def allowed_pairs(
 ) -> np.ndarray | None:
     """Which of the queries at positions `rows` may attend to which of the keys at positions `columns`.
 
-    Shapes: rows (T,), columns (S,), mask (B, H, T, S) or anything that broadcasts to it; output broadcasts to (B, H, T, S),
-    or is None where nothing limits them. The tiled algorithm asks for one tile at a time, the plain one for all.
+    Causal: those at its own position and earlier ones. A window: those at a distance below it, on either side. Shapes: rows
+    (T,), columns (S,), mask (B, H, T, S) or anything that broadcasts to it; output broadcasts to (B, H, T, S), or is None
+    where nothing limits them. The tiled algorithm asks for one tile at a time, the plain one for all.
     """
     mask = None if mask is None else np.atleast_2d(mask)
     ahead = columns[None, :] - rows[:, None]  # (T, S): by how much the key is later than the query
@@ -58,6 +45,9 @@ def allowed_pairs(
 
 def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray, mask: np.ndarray | None) -> None:
     """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    for name, array in (("query", query), ("key", key), ("value", value)):
+        if array.ndim != 4:
+            raise ValueError(f"attention: {name} must have 4 axes, batch, head, length and width, got shape {array.shape}")
     B, H, T, K = query.shape
     S = key.shape[2]
     for name, array in (("key", key), ("value", value)):

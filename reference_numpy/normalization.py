@@ -43,6 +43,7 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
       dr/dc_j = -r^3 c_j / D = -r^2 n_j / D                                              (from r = v^(-1/2))
       d_c_j = r d_n_j + (sum_i d_n_i c_i) dr/dc_j = r (d_n_j - n_j mean_i(d_n_i n_i))    (r appears in every n_i)
       d_x   = d_c - mean(d_c) = r (d_n - mean(d_n) - n mean(d_n n))                      (n has mean 0)
+    y = n weight + bias in every row, so over all rows d_weight = sum d_y n, d_bias = sum d_y.
     """
     normalized, inverse, weight, has_bias = cache
     d_n = d_y * weight

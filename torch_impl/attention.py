@@ -118,9 +118,13 @@ class MultiHeadAttention(nn.Module):
         """
         config = self.config
         start = 0 if past is None or self.cross else past.length
+        if memory is not None and not self.cross:
+            raise ValueError("memory: expected one for cross-attention only")
+        if self.cross and (memory is None) != (past is not None and past.key is not None):
+            got = "neither" if memory is None else "both"
+            raise ValueError(f"memory: expected one for cross-attention, or a past that was filled by one, got {got}")
         if self.cross and memory is None:
-            if past is None or past.key is None or past.value is None:
-                raise ValueError("memory: expected one for cross-attention, or a past that was filled by one, got neither")
+            assert past is not None and past.key is not None and past.value is not None
             query = self._split(self.query(x), config.heads)
             query = self.query_norm(query) if config.qk_norm else query
             key, value = past.key[:, :, : past.length], past.value[:, :, : past.length]

@@ -12,6 +12,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Shapes: x (..., I), weight (O, I), bias (O,) or None; output (..., O)."""
     if x.shape[-1] != weight.shape[1]:
         raise ValueError(f"x: expected a last axis of {weight.shape[1]}, the weight's input width, got {x.shape[-1]}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected shape ({len(weight)},), the weight's output width, got {tuple(bias.shape)}")
     if _onednn_is_quicker(x, weight):
         if torch.is_grad_enabled():
             return _OneDNNLinear.apply(x, weight, bias)

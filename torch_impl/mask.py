@@ -7,20 +7,6 @@ import torch
 from torch import Tensor
 
 
-def causal_mask(T: int, S: int, device: torch.device | None = None) -> Tensor:
-    """(T, S): a query attends to its own position and earlier ones."""
-    mask = allowed_pairs(T, S, causal=True, device=device)
-    assert mask is not None
-    return mask
-
-
-def window_mask(T: int, S: int, window: int, device: torch.device | None = None) -> Tensor:
-    """(T, S): a query attends to positions at a distance below `window`, on either side."""
-    mask = allowed_pairs(T, S, window=window, device=device)
-    assert mask is not None
-    return mask
-
-
 def padding_mask(lengths: Tensor, S: int) -> Tensor:
     """(B, S): True for the first lengths[b] tokens of each sequence, False for the padding behind them."""
     return torch.arange(S, device=lengths.device) < lengths[:, None]
@@ -40,7 +26,9 @@ def allowed_pairs(
     window: int | None = None,
     device: torch.device | None = None,
 ) -> Tensor | None:
-    """Which of T queries may attend to which of S keys: bool, broadcasts to (B, H, T, S); None where nothing limits them."""
+    """Which of T queries may attend to which of S keys: bool, broadcasts to (B, H, T, S); None where nothing limits them.
+
+    Causal: those at its own position and earlier ones. A window: those at a distance below it, on either side."""
     mask = None if mask is None else torch.atleast_2d(mask)
     if not causal and window is None:
         return mask
@@ -55,6 +43,11 @@ def allowed_pairs(
 
 def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.ndim != 4:
+            raise ValueError(
+                f"attention: {name} must have 4 axes, batch, head, length and width, got shape {tuple(tensor.shape)}"
+            )
     B, H, T, K = query.shape
     S = key.shape[2]
     for name, tensor in (("key", key), ("value", value)):

@@ -101,7 +101,10 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["generate", "--run", "x", "--prompt", ""], "prompt: expected at least one character"),
         (["generate", "--run", "x", "--source", "a", "--prompt", "b"], "prompt: expected none beside a source, got 'b'"),
         (["generate", "--run", "x", "--beams", "3"], "beams: expected none without a source to answer, got 3"),
-        (["generate", "--run", "x", "--length-penalty", "0"], "length_penalty: expected none without a source to answer, got"),
+        (
+            ["generate", "--run", "x", "--length-penalty", "0"],
+            "length_penalty: expected none without a source",
+        ),
         (["attention", "--run", "x", "--html", "x.html", "--view", "head"], "view: expected none beside html, whose page"),
         (
             ["generate", "--run", "x", "--backend", "numpy", "--dtype", "bfloat16"],
