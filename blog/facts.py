@@ -17,6 +17,7 @@ import numpy as np
 from blog import source
 from reference_numpy.softmax import softmax_backward, softmax_forward
 from train import run_folder
+from train.benchmarks.report import YARDSTICK, step_ratios
 from train.checkpoint import load_model
 from train.configuration import read_run_config
 from train.evidence import BENCHMARKS, LOGS, run_figures
@@ -26,6 +27,7 @@ from train.trained import load_twin
 ROOT = LOGS.parent.parent
 BOUNDS = ROOT / "parity_tests" / "BOUNDS.md"
 MUTANTS = ROOT / "parity_tests" / "mutants.json"
+GENERIC = ROOT / "parity_tests" / "generic_mutants.json"
 SHOWN_OPERATIONS = {  # operation of the table of bounds -> its room
     "linear": "linear",
     "softmax": "softmax",
@@ -129,7 +131,6 @@ def _run() -> Iterator[tuple[str, Fact]]:
     figures, file = run_figures("default"), f"train/logs/default/{run_folder.LOG}"
     config = json.loads((LOGS / "default" / run_folder.CONFIG).read_text(encoding="utf-8"))
     symbols = config["options"]["vocabulary"]
-    first = next(r for r in run_folder.read_log(LOGS / "default") if r.get("validation_loss") is not None)
     texts = {
         "loss": f"{figures['loss']:.3f}",
         "steps": f"{figures['steps']:,}",
@@ -138,7 +139,6 @@ def _run() -> Iterator[tuple[str, Fact]]:
         "cores": str(figures["cores"]),
         "symbols": str(symbols),
         "guess": f"{math.log(symbols):.3f}",
-        "first": f"{first['validation_loss']:.3f}",
         "layers": str(config["options"]["layers"]),
     }
     yield from ((f"default.{key}", Fact(text, file, "make train")) for key, text in texts.items())
@@ -151,17 +151,18 @@ def _translation() -> Iterator[tuple[str, Fact]]:
     if file.exists():
         scores, where = json.loads(file.read_text(encoding="utf-8")), f"train/logs/multi30k/{run_folder.SCORES}"
         bleu = f"{scores['bleu_test_2016_flickr']:.1f}"
-        yield "multi30k.bleu", Fact(bleu, where, "twinformer train --preset multi30k")
+        yield "multi30k.bleu", Fact(bleu, where, "twinformer train --preset multi30k --corpus FOLDER")
 
 
 def _benchmarks() -> Iterator[tuple[str, Fact]]:
     """The step of both twins over nanoGPT's, where that was among the peers."""
     for shape, table in json.loads((BENCHMARKS / "bench.json").read_text(encoding="utf-8"))["steps"].items():
-        steps = {record["name"]: record["step"] for record in table["records"]}
-        for name, contender in BENCHED.items() if "nanoGPT" in steps else ():
-            if contender in steps:
-                ratio = f"{steps[contender] / steps['nanoGPT']:.2f}"
-                yield f"bench.{shape}.{name}", Fact(ratio, "train/benchmarks/bench.json", "twinformer bench")
+        who, ratios = step_ratios(shape, table)
+        for name, contender in BENCHED.items() if who == YARDSTICK else ():
+            if contender in ratios:
+                text = f"{np.median(ratios[contender]):.2f}"
+                command = "twinformer bench --nanogpt DIR"
+                yield f"bench.{shape}.{name}", Fact(text, "train/benchmarks/bench.json", command)
 
 
 def _gpu() -> Iterator[tuple[str, Fact]]:
@@ -180,7 +181,7 @@ def _gpu() -> Iterator[tuple[str, Fact]]:
         "seconds": (f"{found['shakespeare']['longest_training_seconds']:.0f}", summary),
     }
     for name, (text, file) in texts.items():
-        yield f"gpu.{name}", Fact(text, file.relative_to(ROOT).as_posix(), "python -m train.gpu")
+        yield f"gpu.{name}", Fact(text, file.relative_to(ROOT).as_posix(), "python -m train.gpu --out DIR")
 
 
 BENCHED = {"spec": "spec", "twin": "twin", "bfloat16": "twin, bfloat16, compiled"}
@@ -249,7 +250,10 @@ def _mutants() -> Iterator[tuple[str, Fact]]:
     outcomes = [verdict["outcome"] for verdict in mutants()]
     yield "mutants.total", Fact(str(len(outcomes)), where, command)
     yield "mutants.dead", Fact(str(len(outcomes) - outcomes.count("survived")), where, command)
-    yield "mutants.survived", Fact(str(outcomes.count("survived")), where, command)
+    results = json.loads(GENERIC.read_text(encoding="utf-8"))["results"]
+    dead = sum(result["outcome"] != "survived" for result in results)
+    for name, count in (("total", len(results)), ("dead", dead)):
+        yield f"generic.{name}", Fact(str(count), GENERIC.relative_to(ROOT).as_posix(), "make generic-mutants")
 
 
 def _scale() -> Iterator[tuple[str, Fact]]:
@@ -267,7 +271,7 @@ def _scale() -> Iterator[tuple[str, Fact]]:
         norms = np.sqrt((softmax_backward(d_p, cache) ** 2).sum(axis=-1))
         yield f"scale.{name}.deviation", Fact(f"{x.std():.1f}", where, command)
         yield f"scale.{name}.largest", Fact(f"{p.max(axis=-1).mean():.2f}", where, command)
-        yield f"scale.{name}.gradient", Fact(f"{np.quantile(norms, 0.1):.1g}", where, command)
+        yield f"scale.{name}.gradient", Fact(f"{np.quantile(norms, 0.1):.2g}", where, command)
         yield f"scale.{name}.mean", Fact(f"{norms.mean():.2f}", where, command)
 
 

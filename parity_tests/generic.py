@@ -271,7 +271,7 @@ def report(contents: dict[str, Any]) -> str:
         f"of all, with 95 % confidence, {100 * low:.1f} to {100 * high:.1f} %"
     )
     lines = [
-        "# What the proof notices of faults without thought",
+        "# Which random changes the tests notice",
         "",
         "Every operator, number, comparison, decision, loop and decorator of the twins, changed one at a time by the",
         "operators of cosmic-ray ([generic.py](generic.py) lists them). The mistakes of people: [MUTANTS.md](MUTANTS.md).",
@@ -279,9 +279,9 @@ def report(contents: dict[str, Any]) -> str:
         f"Written by `{contents['command']}`, last on {contents['date']}. Do not edit.",
         "",
         f"**{len(dead)} of {len(results)} killed, {100 * share:.1f} %** ({sample}). "
-        f"{len(survivors)} survived; each has its reason below. Of these "
-        f"{sum(row['message'] == UNJUDGED for row in survivors)} are covered by a reason that was there before and were not "
-        "judged, so the share is rather too low than too high.",
+        f"{len(survivors)} survived; each has its reason below. "
+        f"{sum(row['message'] == UNJUDGED for row in survivors)} of them were not run, since an earlier reason covers them; "
+        "so the share is a lower estimate.",
         "",
         "## Survivors",
         "",
@@ -292,7 +292,7 @@ def report(contents: dict[str, Any]) -> str:
         "## By room",
         "",
         "| file | judged | killed |",
-        "| --- | --- | --- |",
+        "| --- | ---: | ---: |",
         *(f"| {file} | {rooms[file]} | {killed[file]} |" for file in sorted(rooms)),
     ]
     return "\n".join(lines) + "\n"

@@ -305,9 +305,7 @@ def report(contents: dict[str, Any]) -> str:
 def _head(contents: dict[str, Any]) -> list[str]:
     counts = Counter(result["outcome"] for result in contents["results"])
     versions = ", ".join(f"{name} {number}" for name, number in contents["versions"].items())
-    again = (
-        f" Faults changed or added since were judged again, the last on {contents['again']}." if contents["again"] else ""
-    )
+    again = f" Faults changed or added since were run again, the last on {contents['again']}." if contents["again"] else ""
     return [
         "# What the proof notices",
         "",

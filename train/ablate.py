@@ -153,9 +153,9 @@ def table(results: Sequence[dict[str, Any]], questions: dict[str, str], options:
     """The Markdown table: a row per variant, below the question of its study."""
     told = ", ".join(f"{name} {value}" for name, value in options.items() if name not in SILENT)
     lines = [
-        f"Mean over {seeds} seeds ± half the {100 * CONFIDENCE:.0f} % confidence interval; p of the paired t-test,",
-        "corrected by Holm. A variant keeps all other options of the baseline: the difference is that of one change, not",
-        "that of the best run with it.",
+        f"Mean over {seeds} seeds ± half the width of the {100 * CONFIDENCE:.0f} % confidence interval; p of the paired",
+        "t-test, corrected for all comparisons (Holm). Intervals are not: one may exclude 0 where no difference is shown.",
+        "A variant keeps all other options of the baseline: tuned on its own it might do better.",
         "",
         f"Baseline: {told}.",
         "",

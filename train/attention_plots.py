@@ -104,10 +104,10 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
     with _style():
         figure = _figure(10, 4 * (height + 0.72) + 0.5)
         figure.suptitle(title)
-        grid, own = figure.add_gridspec(4, 1), "x" if traced.x is traced.memory else "memory"
+        grid, own = figure.add_gridspec(4, 1), "input" if traced.x is traced.memory else "memory"
         also = f" ({traced.also})" if traced.also else ""
         projections = (
-            ("Q", "x", traced.x[t], traced.query_weight, traced.query[t], rows),
+            ("Q", "input", traced.x[t], traced.query_weight, traced.query[t], rows),
             ("K", own, traced.memory[s], traced.key_weight, traced.key[s], columns),
             ("V", own, traced.memory[s], traced.value_weight, traced.value[s], columns),
         )
@@ -159,7 +159,7 @@ def _map(
     axes.tick_params(length=0, pad=1.5, labelsize=7)
     axes.set_yticks(range(len(rows or ())), rows or ())
     axes.set_xticks(range(len(columns or ())), columns or ())
-    axes.set_xlabel("0 to 1" if of_weights else f"−{most:.2g} to {most:.2g}", fontsize=7, labelpad=2)
+    axes.set_xlabel("colours: 0 to 1" if of_weights else f"colours: −{most:.2g} to {most:.2g}", fontsize=7, labelpad=2)
     axes.set_ylabel(ylabel, fontsize=7)
     if columns and max(values.shape) <= MOST_NUMBERS:
         _write_numbers(axes, np.ma.masked_array(values), 2 if of_weights else 1, 0.4 if of_weights else 0.75 * most, 6)
@@ -178,7 +178,13 @@ def _write_numbers(axes: Axes, values: np.ma.MaskedArray, digits: int, dark: flo
 def plot_rollout(rolled: np.ndarray, labels: Sequence[str], path: Path, title: str) -> None:
     """Attention rollout (L, T, T) as `train.looking.rollout` gives it: a map after every layer."""
     plot_attention(
-        {"rollout": rolled}, labels, labels, path, title, [f"after layer {layer}" for layer in range(len(rolled))]
+        {"rollout": rolled},
+        labels,
+        labels,
+        path,
+        title,
+        [f"after layer {layer}" for layer in range(len(rolled))],
+        "share, by rollout",
     )
 
 

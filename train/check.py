@@ -1,6 +1,6 @@
 """`twinformer check`: the spec's loss and every gradient against independent witnesses, tensor by tensor.
 
-The truth is the spec run in longdouble, on an array type that also yields the bounds of a run in float64: the error analysis
+The truth is the spec's own code in longdouble, on an array type that also yields the bounds of a run in float64: the error analysis
 of parity_tests/bounds.py; no tolerance is chosen. Every element of the spec in float64 is held against it, and, as asked,
 
     twin          every element by PyTorch's autograd in float64, against the truth
@@ -8,7 +8,8 @@ of parity_tests/bounds.py; no tolerance is chosen. Every element of the spec in 
                   through all elements of the tensor, then along single elements
     complex       Im f(x + i h v) / h in longdouble, against the same
 
-"Within bounds" by all of them means: the gradients are those of this function, as exactly as float64 can hold them.
+"Within bounds" by all of them means: the gradients are those of this function, as exactly as float64 can hold them. A fault in
+the spec is in the truth, too: then the spec is within bounds, and all others are not.
 """
 
 from __future__ import annotations
@@ -106,15 +107,20 @@ def check(config: CheckConfig) -> int:
 
 
 def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1, device: Device = "cpu") -> list[Row]:
-    """Loss and gradients against the witnesses: the loss, then a row per parameter in the model's order."""
+    """Loss and gradients against the witnesses: the loss, then a row per parameter in the model's order.
+
+    Raises: ValueError where the loss is not finite."""
     names = list(subject.parameters)
 
     def spec(*values: Any) -> dict[str, Any]:
         return subject.loss_and_gradients(dict(zip(names, values, strict=True)))
 
     values = tuple(subject.parameters.values())
+    with np.errstate(all="ignore"):  # what is not finite is told below
+        ours = spec(*values)
+    if not np.isfinite(ours["loss"]):
+        raise ValueError(f"{subject.name}: expected a model with a finite loss, got {ours['loss']}")
     truth = run_tracked(spec, *values, format="float64")
-    ours = spec(*values)
     rows = []
     for name, tracked in truth.items():
         norm = float(np.sqrt((tracked.value * tracked.value).sum()))
@@ -296,7 +302,16 @@ def verdict(subject: Subject, ranked: Sequence[Row]) -> str:
     )
     B, T = subject.batch.tokens.shape
     worst = f"worst error/bound {_ratio(ranked[-1].findings[ranked[-1].worst])} ({ranked[-1].name}, {ranked[-1].worst})"
-    return f"{subject.name}, {B} sequences of {T} tokens: {found}; {worst}"
+    text = f"{subject.name}, {B} sequences of {T} tokens: {found}; {worst}"
+    if any(_against_the_spec(row) for row in outside):
+        text += "\nThe others agree against the spec, whose code is the truth: look at its backward pass."
+    return text
+
+
+def _against_the_spec(row: Row) -> bool:
+    """Whether the spec is within bounds and all of several other witnesses are not."""
+    others = [found.ratio for witness, found in row.findings.items() if witness != "spec"]
+    return row.findings["spec"].ratio <= 1 and len(others) > 1 and min(others) > 1
 
 
 def report(subject: Subject, rows: Sequence[Row]) -> dict[str, Any]:

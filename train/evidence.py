@@ -79,7 +79,7 @@ def evidence() -> str:
 def tasks() -> str:
     """The table of the encoder-decoder tasks, judged on unseen pairs by what greedy decoding writes."""
     lines = [
-        "| preset | steps | parameters | exact match | of unseen pairs | processor, s |",
+        "| preset | steps | parameters | exact match | test pairs | CPU time, s |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in TASKS:

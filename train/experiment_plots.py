@@ -9,7 +9,6 @@ import numpy as np
 from train.plots import BLUE, PURPLE, VERMILION, _figure, _save, _style
 
 Result = Mapping[str, Any]
-LINEAR_TO = 0.02  # nats per character: differences below it are drawn to scale, larger ones by their logarithm
 
 
 def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
@@ -26,21 +25,11 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
             if studies.index(row["study"]) % 2:
                 axes.axhspan(y - 0.5, y + 0.5, color="#f4f4f4", zorder=-1)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_xscale("symlog", linthresh=LINEAR_TO)
-        edge = max([abs(row["difference"]) + row["difference_interval"] for row in rows], default=1.0)
-        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0) if tick < 1.5 * edge]
-        lowest = min([row["difference"] - row["difference_interval"] for row in rows], default=-1.0)
-        ticks = [-tick for tick in reversed(ticks) if tick < -1.5 * lowest] + [0.0, *ticks]
-        axes.set_xticks(ticks, labels=[f"{tick:+g}".replace("-", "−") if tick else "0" for tick in ticks], fontsize=8.5)
-        axes.minorticks_off()
         axes.set_yticks(range(len(rows)), [_variant(row["study"], row["name"]) for row in rows], fontsize=9)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(
-            "exact validation loss minus the baseline's (nats per character), with 95 % intervals;\n"
-            f"the axis is linear up to ±{LINEAR_TO:g} and logarithmic beyond"
-        )
+        axes.set_xlabel("exact validation loss minus the baseline's (nats per character), with 95 % intervals")
         axes.set_title("One change at a time: left is better; grey: no difference shown (5 %, Holm)")
         _save(figure, path)
 

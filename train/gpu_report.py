@@ -57,7 +57,9 @@ def report(out: Path, summary: dict[str, Any]) -> str:
     if "compiled" in summary:
         lines += [f"Compiled steps with CUDA graphs against eager ones: losses differ by {summary['compiled']:.1e} at most."]
     if "new_masks" in summary:
-        lines += [f"Steps with CUDA graphs {'drop other units each' if summary['new_masks'] else 'REPEAT what they drop'}."]
+        lines += [
+            f"With CUDA graphs steps {'draw new dropout masks' if summary['new_masks'] else 'REPEAT their dropout masks'}."
+        ]
     if "shakespeare" in summary:
         lines += ["", *_shakespeare_lines(out, summary["shakespeare"])]
     if "step" in summary:
@@ -81,9 +83,9 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
         f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, {first['date']}, "
         f"torch {first['environment']['torch']}" + (f"; with {changes}." if changes else "."),
         "Exact loss over the validation split, nats per character. Training seconds are of all steps, compilation included;",
-        "the seconds of all are with evaluation, figures and sample.",
+        "those of the whole run are with evaluation, figures and sample.",
         "",
-        "| seed | loss | training, s | all, s | utilisation |",
+        "| seed | loss | training, s | whole run, s | utilisation |",
         "| ---: | ---: | ---: | ---: | ---: |",
         *(
             f"| {run['seed']} | {run['exact_validation_loss']:.4f} | {run['training_seconds']:.1f} | {run['seconds']:.1f} | "
@@ -103,9 +105,9 @@ def _step_lines(steps: list[dict[str, Any]]) -> list[str]:
         "## The step of GPT-2's smallest model",
         "",
         f"On {steps[0].get('gpu') or 'a CPU'}, {steps[0]['date']}: random tokens, AdamW, bfloat16 with float32 parameters.",
-        "FLOPs and what the device can do at most: train/flops.py.",
+        "The formula of FLOPs and the device's peak: train/flops.py.",
         "",
-        "| sequences | way | ms | tokens/s | utilisation | memory, GB |",
+        "| sequences | options | ms | tokens/s | utilisation | memory, GB |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for step in done:

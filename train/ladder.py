@@ -76,8 +76,9 @@ def table(content: Mapping[str, Any]) -> str:
     results, trained = content["rungs"], list(content["options"].values())
     (steps,), (corpus,) = ({options[name] for options in trained} for name in ("steps", "corpus"))
     lines = [
-        "Every rung has one idea more than the one above it. The first is counted, the others are trained for",
-        f"{steps:,} steps, all on the same part of `{corpus}`; the loss is the mean over all of the rest.",
+        "The first rung is counted, the second is the simplest model with attention, and every other one has one idea",
+        f"more than the one above it. They are trained for {steps:,} steps, all on the same part of `{corpus}`, once each;",
+        "the loss is the mean over all of the rest.",
         "",
         "| rung | the idea | parameters | exact loss, nats/char |",
         "| --- | --- | ---: | ---: |",

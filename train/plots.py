@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B37400"
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -104,13 +104,14 @@ def plot_attention(
     path: str | os.PathLike[str],
     title: str,
     names: Sequence[str] | None = None,
+    measure: str = "attention weight",
 ) -> None:
     """Every layer (a row of maps) and head (a column) as a heat map: which token (down) attends to which (across).
 
     `weights`: name of the layer -> (H, T, S), each row a distribution; T row labels and S column labels, one symbol each.
     A causal map's upper triangle is left white, and so is all that has weight 0. Maps of more than MOST_TOKENS tokens are
     cropped to the last ones, where the context is longest, and the title says so. `names` of the columns of maps stand for
-    "LAYER, head NUMBER" where they are given.
+    "LAYER, head NUMBER" where they are given; `measure` says what the colours are of.
     Raises ValueError for no layer, and for shapes or values that do not fit.
     """
     arrays = {name: np.asarray(array, dtype=np.float64) for name, array in weights.items()}
@@ -121,7 +122,7 @@ def plot_attention(
         title += f"\n(the last {MOST_TOKENS} of {max(len(rows), len(columns))} tokens)"
     rows, columns = rows[-MOST_TOKENS:], columns[-MOST_TOKENS:]
     with _style():
-        _save(_attention_figure(shown, rows, columns, title, names), path)
+        _save(_attention_figure(shown, rows, columns, title, names, measure), path)
 
 
 def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, float], path: str | os.PathLike[str]) -> None:
@@ -208,7 +209,9 @@ def plot_positions(
         image = of_pairs.imshow(
             similarity, cmap=signed_colors(), vmin=-most, vmax=most, aspect="auto", interpolation="nearest"
         )
-        of_pairs.set(title="cosine of every two of them", xlabel="position (tokens)", ylabel="position (tokens)")
+        of_pairs.set(
+            title="cosine similarity of every two positions", xlabel="position (tokens)", ylabel="position (tokens)"
+        )
         figure.colorbar(image, ax=of_pairs, pad=0.02)
         for (kind, values), color, style in zip(lines.items(), (BLUE, VERMILION, GREEN), ("-", "--", "-."), strict=False):
             of_distance.plot(values, color=color, linestyle=style, label=kind)
@@ -218,7 +221,7 @@ def plot_positions(
         for head, slope in enumerate(slopes):
             color = (BLUE, VERMILION, GREEN, PURPLE, ORANGE)[head % 5]
             of_alibi.plot(-slope * distances, color=color, label=f"head {head}, slope {slope:.3g}")
-        of_alibi.set(title="ALiBi: added to the score", xlabel="distance (tokens)", ylabel="score")
+        of_alibi.set(title="ALiBi's penalties", xlabel="distance (tokens)", ylabel="added to the score")
         of_alibi.legend(loc="lower left")
         for axes in (of_table, of_pairs):
             axes.grid(False)
@@ -243,7 +246,12 @@ WORD = 0.07  # inches that a letter of a label takes; labels of words stand upri
 
 
 def _attention_figure(
-    arrays: Mapping[str, np.ndarray], rows: list[str], columns: list[str], title: str, names: Sequence[str] | None
+    arrays: Mapping[str, np.ndarray],
+    rows: list[str],
+    columns: list[str],
+    title: str,
+    names: Sequence[str] | None,
+    measure: str,
 ) -> "Figure":
     heads = max(len(array) for array in arrays.values())
     panels: list[tuple[str, np.ndarray | None]] = [
@@ -276,7 +284,7 @@ def _attention_figure(
         axes.set_yticks(range(len(rows)), rows, fontsize=size)
         axes.tick_params(length=0, pad=1.5)
     assert image is not None  # _check_attention: at least one layer and head
-    figure.colorbar(image, ax=grid, label="attention weight", shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)
+    figure.colorbar(image, ax=grid, label=measure, shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)
     figure.suptitle(title)
     figure.supxlabel("attended to", fontsize=10)
     figure.supylabel("attending", fontsize=10)

@@ -20,7 +20,7 @@ def positions(config: PositionsConfig) -> str:
     where, name = np.arange(length), "sinusoidal"
     table = sinusoidal_table(where, width, np.dtype(np.float64))
     turned = rotary_tables(where, width // config.heads, np.dtype(np.float64)).cosine
-    lines = {"sinusoidal": by_distance(table), f"rotary, {width // config.heads} channels": turned.mean(axis=1)}
+    lines = {"sinusoidal": by_distance(table), f"rotary, {width // config.heads} equal channels": turned.mean(axis=1)}
     if config.run is not None:
         parameters, _, _ = load_model(Path(config.run) / run_folder.MODEL)
         if "position_embedding.weight" not in parameters:

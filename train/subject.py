@@ -170,10 +170,12 @@ def read_batch(path: Path, model: ModelConfig) -> Batch:
         if name not in arrays or name not in allowed:
             got = f"an array {name}" if name in arrays else f"none called {name}"
             raise ValueError(f"batch: expected {', '.join(needed)} and at most padding for kind {model.kind}, got {got}")
-    B, T = arrays["tokens"].shape if arrays["tokens"].ndim == 2 else (1, 1)
+    for name in ["tokens", *sources]:
+        if arrays[name].ndim != 2 or arrays[name].size == 0:
+            raise ValueError(f"batch: {name}: expected shape (B, T), at least one token, got {arrays[name].shape}")
     for name, array in arrays.items():
-        length = T if not name.startswith("source") or arrays["source"].ndim != 2 else arrays["source"].shape[1]
+        shape = (len(arrays["tokens"]), arrays["source" if name.startswith("source") else "tokens"].shape[1])
         what, kinds = ("bool", "b") if name.endswith("padding") else ("integers", "iu")
-        if array.shape != (B, length) or array.size == 0 or array.dtype.kind not in kinds:
-            raise ValueError(f"batch: {name}: expected {what} of shape ({B}, {length}), got {array.dtype} {array.shape}")
+        if array.shape != shape or array.dtype.kind not in kinds:
+            raise ValueError(f"batch: {name}: expected {what} of shape {shape}, got {array.dtype} {array.shape}")
     return Batch(**{name: array if array.dtype == bool else array.astype(np.int64) for name, array in arrays.items()})

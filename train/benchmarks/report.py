@@ -76,9 +76,10 @@ def markdown(folder: Path) -> str:
         "",
         "## Training step",
         "",
-        "One process, AdamW with clipping; all take turns; medians, plus or minus half the distance of the",
-        "quartiles. A step's operations are counted as (6 N + 12 L D T) per token (Chowdhery et al. 2022, appendix B), N",
-        f"the weights that multiply; the share is of the quickest product of float32 below, {fastest / 1e9:.0f} GFLOP/s.",
+        "One process, AdamW with clipping; all take turns; medians, plus or minus half the interquartile range; the",
+        "ratio is the median of the rounds' own. A step's operations are counted as (6 N + 12 L D T) per token",
+        "(Chowdhery et al. 2022, appendix B), N the weights that multiply; the share is of the quickest product of float32",
+        f"below, {fastest / 1e9:.0f} GFLOP/s.",
         "Memory is what a process of its own needs at most beyond what it took to load the libraries; of what is compiled",
         "it is not measured. Backward is what the gradients take beyond forward, by medians of different calls: the parts",
         "need not add up to the step.",
@@ -97,7 +98,7 @@ def markdown(folder: Path) -> str:
     lines += ["## Decoding", "", *_decoding_table(result["decoding"]), ""]
     lines += ["## Attention of the spec against the length", "", *_attention_table(result["attention"]), ""]
     seconds = result["data"]["batch_seconds"]
-    lines += ["## Data", "", f"To cut a batch of the first shape from a text takes {seconds * 1e6:.0f} microseconds.", ""]
+    lines += ["## Data", "", f"Cutting a batch of the first shape from a text takes {seconds * 1e6:.0f} microseconds.", ""]
     if "note" in result:
         lines += [result["note"], ""]
     return "\n".join(lines)
@@ -109,7 +110,7 @@ def quickest_product(result: Mapping[str, Any]) -> float:
 
 
 def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
-    """One panel per shape, one bar per contender: the step, with half the distance of its quartiles to either side.
+    """One panel per shape, one bar per contender: the step, with half its interquartile range to either side.
 
     Forward alone and forward with backward were measured in calls of their own, so they are marks, not parts of the bar."""
     with _style():
@@ -145,8 +146,18 @@ def yardstick(name: str, table: Mapping[str, Any]) -> tuple[str, float]:
     return f"{factor} x {STAND_IN}", factor * steps[STAND_IN]
 
 
+def step_ratios(name: str, table: Mapping[str, Any]) -> tuple[str, dict[str, np.ndarray]]:
+    """What the steps are compared with, and every contender's steps over it, round by round."""
+    who, seconds = yardstick(name, table)
+    rounds = {record["name"]: np.array(record.get("steps", [record["step"]])) for record in table["records"]}
+    base = YARDSTICK if YARDSTICK in rounds else STAND_IN
+    step = next(record["step"] for record in table["records"] if record["name"] == base)
+    theirs = rounds[base] * (seconds / step)  # the yardstick may be a multiple of it
+    return who, {contender: steps / theirs for contender, steps in rounds.items()}
+
+
 def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], fastest: float) -> list[str]:
-    who, reference = yardstick(name, table)
+    who, ratios = step_ratios(name, table)
     lines = [
         f"**{name}**: {_shape_text(table['shape'])}; {table['rounds']} rounds.",
         "",
@@ -154,11 +165,11 @@ def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], 
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for record in sorted(table["records"], key=lambda record: record["step"]):
-        step, peak = record["step"], memory.get(record["name"])
+        step, peak, ratio = record["step"], memory.get(record["name"]), np.median(ratios[record["name"]])
         backward = max(record["gradients"] - record["forward"], 0.0)  # of two medians, so noise could push it below 0
         lines.append(
             f"| {record['name']} | {record['forward'] * 1e3:.1f} | {backward * 1e3:.1f} | "
-            f"{step * 1e3:,.1f} ± {record['spread'] * 1e3:.1f} | {step / reference:.2f} | {table['tokens'] / step:,.0f} | "
+            f"{step * 1e3:,.1f} ± {record['spread'] * 1e3:.1f} | {ratio:.2f} | {table['tokens'] / step:,.0f} | "
             f"{100 * table['flops'] / step / fastest:.0f} % | {'' if peak is None else f'{peak / 2**20:.0f}'} |"
         )
     return lines
@@ -167,28 +178,25 @@ def _step_table(name: str, table: Mapping[str, Any], memory: Mapping[str, Any], 
 def _verdict(result: Mapping[str, Any]) -> list[str]:
     """The goals and whether they are met, from the rounds of the figures above."""
     lines = [
-        "A ratio is the median of the rounds' own; in brackets where that lies with 95 %, by the signs of the rounds, or",
-        "all rounds if they are fewer than 6. A goal between the brackets is not decided.",
+        "A ratio is the median of the rounds' own; in brackets its 95 % confidence interval by the sign test, or the range",
+        "of all rounds if they are fewer than 6. A goal inside it is not decided.",
         "",
     ]
     for name, table in result["steps"].items():
-        who, seconds = yardstick(name, table)
-        steps = {record["name"]: record["step"] for record in table["records"]}
-        rounds = {record["name"]: np.array(record.get("steps", [record["step"]])) for record in table["records"]}
-        base = YARDSTICK if YARDSTICK in rounds else STAND_IN
-        theirs = rounds[base] * (seconds / steps[base])  # the yardstick may be a multiple of it
+        who, ratios = step_ratios(name, table)
+        _, seconds = yardstick(name, table)
         for contender, goal in GOALS.items():
-            if contender not in steps:
-                continue
-            ratios = rounds[contender] / theirs
-            lines.append(
-                f"- Step, {name}, {contender}: {_ratio(ratios, 2)} times that of {who}; the goal, at most {goal}, is "
-                f"{_decided(ratios, goal)}."
-            )
+            if contender in ratios:
+                found = ratios[contender]
+                lines.append(
+                    f"- Step, {name}, {contender}: {_ratio(found, 2)} times that of {who}; the goal, at most {goal}, is "
+                    f"{_decided(found, goal)}."
+                )
         lines.append(
             f"- Step, {name}: its operations alone, at the rate of the quickest product below, would take "
             f"{table['flops'] / quickest_product(result) / seconds:.2f} times as long as {who}'s step."
         )
+        steps = {record["name"]: record["step"] for record in table["records"]}
         ahead = [other for other in steps if other not in GOALS and steps[other] < steps["twin"]]
         lines.append(f"- Step, {name}: quicker than the twin: {', '.join(ahead) or 'none of the others'}.")
     records = result["decoding"]["records"]
@@ -196,10 +204,10 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     sampler = next((rate for name, rate in rates.items() if name.startswith(YARDSTICK)), None)
     for name in ("twin, cached", "twin, bfloat16, cached", "spec, cached"):
         if sampler is not None and name in rates:
-            ratios = rates[name] / sampler
+            found = rates[name] / sampler
             lines.append(
-                f"- Decoding, {name}: {_ratio(ratios, 1)} times the rate of nanoGPT's sampler; the goal, at least "
-                f"{DECODING_GOAL:.0f}, is {_decided(-ratios, -DECODING_GOAL)}."
+                f"- Decoding, {name}: {_ratio(found, 1)} times the rate of nanoGPT's sampler; the goal, at least "
+                f"{DECODING_GOAL:.0f}, is {_decided(-found, -DECODING_GOAL)}."
             )
     return lines
 
@@ -229,8 +237,8 @@ def _machines_table(results: Mapping[str, Any]) -> list[str]:
         machine = f"{result['machine']['processor']}, {result['machine']['date'][:10]}"
         for name, table in result["steps"].items():
             _, seconds = yardstick(name, table)
-            steps = {record["name"]: record["step"] for record in table["records"]}
-            ratios = [f"{steps[contender] / seconds:.2f}" if contender in steps else "" for contender in GOALS]
+            _, found = step_ratios(name, table)
+            ratios = [f"{np.median(found[contender]):.2f}" if contender in found else "" for contender in GOALS]
             alone = f"{table['flops'] / quickest_product(result) / seconds:.2f}"
             row = f"{machine}, above" if where == "." else f"[{machine}]({where}/BENCHMARKS.md)"
             lines.append(f"| {row} | {name} | {' | '.join(ratios)} | {alone} |")
@@ -290,7 +298,7 @@ def _shape_text(shape: Mapping[str, int], batch: bool = True) -> str:
 
 
 def _machine_text(found: Mapping[str, Any], keeps: bool) -> str:
-    load = "" if found["load_before"] is None else f", load before {found['load_before']:.1f}"
+    load = "" if found["load_before"] is None else f", load average before {found['load_before']:.1f}"
     kept = "glibc keeps freed memory" if keeps else "the allocator is as it comes"
     # Kernels that the environment names, not those that OpenBLAS would choose: the spec's products are as quick as they are.
     blas = f" with OPENBLAS_CORETYPE={found['openblas']}" if found.get("openblas") else ""

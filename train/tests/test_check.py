@@ -151,6 +151,18 @@ def test_each_witness_alone_rejects_a_spec_that_is_wrong(tmp_path, monkeypatch, 
     assert (TENSOR, witness) in blamed(tmp_path / "out.json")
 
 
+def test_several_witnesses_against_the_spec_are_believed(tmp_path, monkeypatch, capsys):
+    honest = Subject.loss_and_gradients
+    monkeypatch.setattr(Subject, "loss_and_gradients", lambda *arguments: scaled(honest(*arguments), -1))
+    assert main(["check", "--config", write_config(tmp_path)]) == 1
+    assert "The others agree against the spec, whose code is the truth" in verdict(capsys)
+
+
+def test_a_model_without_a_finite_loss_is_refused(tmp_path, capsys):
+    config = write_config(tmp_path, initial_deviation=1e200)
+    assert "expected a model with a finite loss, got" in refused(capsys, "--config", config)
+
+
 def test_one_wrong_element_is_found_and_named(tmp_path, monkeypatch):
     honest = check._twin
 
@@ -247,8 +259,8 @@ BAD_BATCHES = {
     ),
     "source": ({"source": np.ones((2, 3), int)}, "at most padding for kind decoder, got an array source"),
     "float": ({"tokens": np.ones((2, 3))}, "batch: tokens: expected integers of shape (2, 3), got float64 (2, 3)"),
-    "flat": ({"tokens": np.ones(3, int)}, "batch: tokens: expected integers of shape (1, 1), got int64 (3,)"),
-    "empty": ({"tokens": np.ones((0, 3), int)}, "batch: tokens: expected integers of shape (0, 3), got int64 (0, 3)"),
+    "flat": ({"tokens": np.ones(3, int)}, "batch: tokens: expected shape (B, T), at least one token, got (3,)"),
+    "empty": ({"tokens": np.ones((0, 3), int)}, "batch: tokens: expected shape (B, T), at least one token, got (0, 3)"),
     "shape": ({"targets": np.ones((2, 4), int)}, "batch: targets: expected integers of shape (2, 3), got int64 (2, 4)"),
     "padding": ({"padding": np.ones((2, 3), int)}, "batch: padding: expected bool of shape (2, 3), got int64 (2, 3)"),
     "token": ({"tokens": np.full((2, 3), 7)}, "tokens: expected 0 to 6, got 7 to 7"),

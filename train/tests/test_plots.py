@@ -220,7 +220,7 @@ def test_positions(tmp_path, figures, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'p.png'}\n"
     assert_picture(tmp_path / "p.png")
     texts = [text.get_text() for text in figures[0].axes[2].get_legend().get_texts()]
-    assert texts == ["sinusoidal", "rotary, 8 channels"]
+    assert texts == ["sinusoidal", "rotary, 8 equal channels"]
 
 
 def test_sinusoids_know_the_distance_alone():
@@ -262,7 +262,7 @@ def test_a_trace_multiplies_up_to_what_the_model_computed(tmp_path, figures, kin
     assert_picture(tmp_path / "trace.png")
     titles = [axes.get_title() for axes in figures[0].axes]
     assert titles[2] == f"$\\rightarrow\\ Q$ ({traced.also})"
-    assert titles[3].startswith("memory" if cross else "x")
+    assert titles[3].startswith("memory" if cross else "input")
     numbers = [text.get_text() for text in figures[0].axes[10].texts]
     assert numbers == [f"{weight:.2f}" for weight in traced.weights.ravel() if weight > 0]
     with pytest.raises(ValueError, match="head: expected 0 to 3, got 4"):
