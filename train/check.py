@@ -1,7 +1,8 @@
 """`twinformer check`: the spec's loss and every gradient against independent witnesses, tensor by tensor.
 
-The truth is the spec's own code in longdouble, on an array type that also yields the bounds of a run in float64: the error analysis
-of parity_tests/bounds.py; no tolerance is chosen. Every element of the spec in float64 is held against it, and, as asked,
+The truth is the spec's own code in longdouble, on an array type that also yields the bounds of a run in float64: the error
+analysis of parity_tests/bounds.py; no tolerance is chosen. Every element of the spec in float64 is held against it, and, as
+asked,
 
     twin          every element by PyTorch's autograd in float64, against the truth
     differences   (f(x + h v) - f(x - h v)) / 2h in float64, against the spec's gradient: along one random direction v

@@ -129,15 +129,15 @@ class TrainConfig:
     weight_decay: float = 0.1
     """Share of a matrix that a step removes, per unit of learning rate; vectors are not decayed."""
     clip_norm: float = 1.0
-    """Longest gradient over all parameters (norm, nats per token and unit of parameter); 0 for no limit."""
+    """Largest norm of the gradient over all parameters (nats per token and unit of parameter); 0 for no limit."""
     input_noise: float = 0.0
-    """language_model: share of the characters read in training that others of the text replace (fraction)."""
+    """language_model: fraction of the input characters that training replaces with characters drawn from the text."""
     label_smoothing: float = 0.0
     """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
     average: int = 0
     """The finished model is the mean of the parameters at this many last checkpoints; 0 or 1 takes the last ones alone."""
     beams: int = 1
-    """Sequence to sequence: beginnings of answers that the search keeps in the final test; 1 is greedy."""
+    """Sequence to sequence: width of the search in the final test, partial answers kept at each step; 1 is greedy."""
     length_penalty: float = 0.6
     """Exponent of the length by which beam search divides log probabilities; 0 favours short answers."""
     evaluate_every: int = 250
@@ -175,7 +175,7 @@ class TrainConfig:
     checkpoint_activations: bool = False
     """torch: keep only the input of each block for the backward pass and compute the rest again; less memory, more time."""
     parallel: Parallel = "ddp"
-    """Several processes (torchrun): each has the whole model (ddp) or a part of each parameter (fsdp); batch is of all."""
+    """Several processes (torchrun): each has the whole model (ddp) or a part of each parameter (fsdp); all share a batch."""
     output: str | None = None
     """Folder for what the run leaves; None for the first free runs/PRESET-NUMBER."""
     overwrite: bool = False
@@ -221,9 +221,9 @@ class GenerateConfig:
     run: str
     """Folder of the run whose model writes."""
     source: str | None = None
-    """What a sequence-to-sequence model is to answer; the other options but the search's are for language models."""
+    """What a sequence-to-sequence model is to answer, with the options of the search; those of sampling do not apply."""
     beams: int | None = None
-    """Beginnings of answers that the search keeps; 1 is greedy, None for what the run was trained with."""
+    """Width of the search: partial answers kept at each step; 1 is greedy, None for what the run was trained with."""
     length_penalty: float | None = None
     """Exponent of the length in beam search; None for what the run was trained with."""
     prompt: str | None = None
@@ -276,7 +276,7 @@ class AttentionConfig:
     output: str = "attention.png"
     """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
     view: View = "model"
-    """Every head of the model, of one layer, one head, rollout through layers, entropy and distance, a head step by step."""
+    """All heads (model), those of a layer, one head, rollout through layers, statistics (entropy, distance), trace of a head."""
     layer: int = 0
     """Which layer, counted from 0, for layer, head and trace."""
     head: int = 0

@@ -22,6 +22,14 @@ def test_links_lead_somewhere():
         assert (README.parent / target).exists(), target
 
 
+def test_the_library_does_what_it_is_shown_to_do():
+    lines = TEXT.split("**Use.**")[1].split("**Train.**")[0].splitlines()
+    names = {}
+    exec("\n".join(line[4:] for line in lines if line.startswith("    ")), names)
+    assert names["gradients"].keys() == dict(names["model"].named_parameters()).keys()
+    assert round(float(names["loss"]), 9) == round(float(names["twin_loss"].detach()), 9)
+
+
 def test_commands_exist():
     from train.cli import parse
 
