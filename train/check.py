@@ -9,8 +9,8 @@ asked,
                   through all elements of the tensor, then along single elements
     complex       Im f(x + i h v) / h in longdouble, against the same
 
-"Within bounds" by all of them means: the gradients are those of this function, as exactly as float64 can hold them. A fault in
-the spec is in the truth, too: then the spec is within bounds, and all others are not.
+"Within bounds" by all of them means: the gradients are those of this function, as exactly as float64 can hold them. A fault
+in the spec is in the truth, too: then the spec is within bounds, and all others are not.
 """
 
 from __future__ import annotations
