@@ -11,10 +11,11 @@ const WEIGHT = Float32Array.from({ length: 256 }, (_, code) => (code / 255) ** 2
 const HEAD_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c00"];
 const ALL = -1; // the head that stands for all of them
 const FAINTEST = 0.05; // a lighter line is drawn for a chosen token only
+const LAST = DATA.moments.length - 1;
 
 const $ = (id) => document.getElementById(id);
 const FIRST = Math.max(0, DATA.stacks.findIndex((stack) => !stack.same)); // of two sentences, how one looks at the other
-const state = { stack: FIRST, layer: 0, head: 0, time: DATA.moments.length - 1, row: null, column: null, pinned: false };
+const state = { stack: FIRST, layer: 0, head: 0, time: LAST, row: null, column: null, pinned: false };
 let shown = null; // what is on the screen: {stack, weights} of the chosen layer and head, and `codes` of the whole moment
 let theme = null; // colours as the style sheet has them: see readTheme
 let requested = 0;
@@ -52,9 +53,9 @@ function weightsOf(codes, k, layer, head) {
   return weights;
 }
 
-/** Mean entropy (nats) of the rows, and mean distance (tokens) between who attends and what is attended to. */
+/** Means over the rows: entropy (nats), distance (tokens) to what is attended to, weight on the first token and on the own one. */
 function statistics(weights, T, S) {
-  let entropy = 0, distance = 0;
+  let entropy = 0, distance = 0, first = 0, self = 0;
   for (let row = 0; row < T; row++) {
     let total = 0, own = 0, far = 0;
     for (let column = 0; column < S; column++) {
@@ -67,8 +68,23 @@ function statistics(weights, T, S) {
     if (total === 0) continue;
     entropy += own / total + Math.log(total); // of the weights divided by their sum, which rounding moves off 1
     distance += far / total;
+    first += weights[row * S] / total;
+    if (row < S) self += weights[row * S + row] / total;
   }
-  return { entropy: entropy / T, distance: distance / T };
+  return { entropy: entropy / T, distance: distance / T, first: first / T, self: self / T };
+}
+
+/** [layer, head] of the lowest mean entropy, of those that do not give most of their weight to the own and the first token. */
+function sharpest(codes, k) {
+  const { rows, columns, same, layers, heads } = DATA.stacks[k];
+  let found = [0, 0], least = Infinity;
+  for (let layer = 0; layer < layers; layer++) {
+    for (let head = 0; head < heads; head++) {
+      const { entropy, first, self } = statistics(weightsOf(codes, k, layer, head), rows.length, columns.length);
+      if (first + (same ? self : 0) < 0.5 && entropy < least) [found, least] = [[layer, head], entropy];
+    }
+  }
+  return found;
 }
 
 // ------------------------------------------------------------------------------------------------------------- drawing
@@ -117,16 +133,19 @@ function pixels(weights, T, S) {
 }
 
 const FONT = 'ui-monospace, "DejaVu Sans Mono", monospace';
+const AXIS = 15; // room for the name of an axis
 const matrix = { margin: 0, cell: 1, image: null }; // how the matrix lies on its canvas
 
 function layOutMatrix() {
   const { rows, columns } = shown.stack, context = $("matrix").getContext("2d");
   context.font = `12px ${FONT}`;
   const longest = Math.max(...[...rows, ...columns].map((label) => context.measureText(label).width));
-  matrix.margin = Math.ceil(Math.min(90, Math.max(18, longest + 5)));
+  matrix.margin = AXIS + Math.ceil(Math.min(90, Math.max(18, longest + 5)));
   const room = $("matrix-figure").clientWidth - matrix.margin - 1;
   matrix.cell = Math.min(44, room / columns.length, Math.max(620, 9 * rows.length) / rows.length);
   matrix.image = pixels(shown.weights, rows.length, columns.length);
+  const colors = Array.from({ length: 65 }, (_, index) => `rgb(${colorOf(index / 64)})`);
+  $("bar").style.background = `linear-gradient(to right, ${colors})`;
 }
 
 function drawMatrix() {
@@ -137,14 +156,23 @@ function drawMatrix() {
   context.drawImage(image, margin, margin, width, height);
   context.strokeStyle = theme.line;
   context.strokeRect(margin - 0.5, margin - 0.5, width + 1, height + 1);
+  context.font = `12px ${FONT}`;
+  context.textBaseline = "middle";
+  context.fillStyle = theme.faint;
+  context.fillText("attended to", margin, AXIS / 2, width);
+  context.save();
+  context.translate(AXIS / 2, margin);
+  context.rotate(-Math.PI / 2);
+  context.textAlign = "right";
+  context.fillText("attending", 0, 0, height);
+  context.restore();
   const every = cell >= 8; // room for a label at every row and column; else at the chosen ones only
   context.font = `${every ? Math.min(15, cell - 1) : 12}px ${FONT}`;
-  context.textBaseline = "middle";
   for (let row = 0; row < rows.length; row++) {
     if (!every && row !== state.row) continue;
     context.fillStyle = row === state.row ? theme.negative : theme.faint;
     context.textAlign = "right";
-    context.fillText(rows[row], margin - 4, margin + (row + 0.5) * cell);
+    context.fillText(rows[row], margin - 4, margin + (row + 0.5) * cell, margin - 4 - AXIS);
   }
   for (let column = 0; column < columns.length; column++) {
     if (!every && column !== state.column) continue;
@@ -154,7 +182,7 @@ function drawMatrix() {
     if ([...columns[column]].length > 1) context.rotate(-Math.PI / 2);
     else context.translate(0, -4);
     context.textAlign = [...columns[column]].length > 1 ? "left" : "center";
-    context.fillText(columns[column], 0, 0);
+    context.fillText(columns[column], 0, 0, margin - 4 - AXIS);
     context.restore();
   }
   context.strokeStyle = theme.negative;
@@ -162,6 +190,8 @@ function drawMatrix() {
   if (state.row !== null) context.strokeRect(margin, margin + state.row * cell, width, cell);
   if (state.column !== null) context.strokeRect(margin + state.column * cell, margin, cell, height);
 }
+
+const headColor = (head) => HEAD_COLORS[head % HEAD_COLORS.length];
 
 const lineHeight = () => (Math.max(shown.stack.rows.length, shown.stack.columns.length) > 200 ? 12 : 17);
 
@@ -177,20 +207,24 @@ function drawLines() {
   if (place >= 0 && !$("lines").matches(":hover") && Math.abs(place - scroll.scrollTop - scroll.clientHeight / 2) > 0.4 * scroll.clientHeight) {
     scroll.scrollTop = place - scroll.clientHeight / 2; // so that what is chosen can be seen
   }
+  const free = state.row === null && state.column === null, faintest = free ? FAINTEST : 0.002;
+  $("lines-about").textContent = `attending → attended to, weight\u00a0≥\u00a0${faintest}`;
   const heads = state.head === ALL ? [...Array(shown.stack.heads).keys()] : [state.head];
-  for (const head of heads) {
+  for (const [index, head] of heads.entries()) {
     const weights = state.head === ALL ? weightsOf(shown.codes, state.stack, state.layer, head) : shown.weights;
-    context.strokeStyle = state.head === ALL ? HEAD_COLORS[head % HEAD_COLORS.length] : theme.middle;
+    context.strokeStyle = state.head === ALL ? headColor(head) : theme.middle;
     for (let row = 0; row < rows.length; row++) {
       for (let column = 0; column < S; column++) {
         const weight = weights[row * S + column];
-        const chosen = state.row === null && state.column === null ? null : state.row === row || (state.row === null && state.column === column);
-        if (chosen === false || weight < (chosen ? 0.002 : FAINTEST)) continue;
+        const chosen = free || (state.row === null ? state.column === column : state.row === row);
+        if (!chosen || weight < faintest) continue;
         context.globalAlpha = Math.min(1, 0.08 + weight);
-        context.lineWidth = 0.5 + 2.5 * weight;
+        context.lineWidth = 0.5 + (state.head === ALL ? 1.5 : 2.5) * weight;
+        const slope = ((column - row) * step) / (width - 2 * side); // two pixels between heads, across the line, so that none is covered
+        const lower = (index - (heads.length - 1) / 2) * Math.min(2 * Math.hypot(1, slope), step / heads.length);
         context.beginPath();
-        context.moveTo(side, (row + 0.5) * step);
-        context.lineTo(width - side, (column + 0.5) * step);
+        context.moveTo(side, (row + 0.5) * step + lower);
+        context.lineTo(width - side, (column + 0.5) * step + lower);
         context.stroke();
       }
     }
@@ -226,7 +260,10 @@ function drawOverview() {
     [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").drawImage(pixels(Float32Array.from(small, (code) => WEIGHT[code]), height, width), 0, 0);
     button.setAttribute("aria-pressed", String(layer === state.layer && (head === state.head || state.head === ALL)));
+    button.style.setProperty("--mark", state.head === ALL ? headColor(head) : theme.negative);
   }
+  const framed = state.head === ALL ? "; frame: colour of its lines" : "";
+  $("overview-about").textContent = `every head: layers down, heads across${framed}`;
 }
 
 /** Which tokens the text view shades and by how much: what the chosen row attends to, or who attends to the chosen column. */
@@ -282,9 +319,9 @@ function say() {
     const weight = shown.weights[row * columns.length + column];
     $("said").textContent = `${rows[row]} (${row}) → ${columns[column]} (${column}): weight ${weight.toFixed(3)}`;
   } else if (row !== null) {
-    $("said").textContent = `${rows[row]} (${row}) of ${rows.length}`;
+    $("said").textContent = `${rows[row]}: position ${row}, counted from 0`;
   } else if (column !== null) {
-    $("said").textContent = `${columns[column]} (${column}) of ${columns.length}`;
+    $("said").textContent = `${columns[column]}: position ${column}, counted from 0`;
   } else {
     $("said").textContent = "No token is chosen.";
   }
@@ -298,7 +335,7 @@ function drawDetail() {
   $("detail-figure").hidden = DATA.detail === null;
   if (DATA.detail === null) return;
   canvas.hidden = true;
-  if (row === null || column === null || state.head === ALL || state.time !== DATA.moments.length - 1) {
+  if (row === null || column === null || state.head === ALL || state.time !== LAST) {
     about.textContent = "Choose a cell of the matrix, of one head at the last step, to see its query and key, channel by channel.";
     return;
   }
@@ -350,16 +387,19 @@ function vectorOf(part, token) {
 }
 
 function drawTraining() {
-  const moment = DATA.moments[state.time], last = DATA.moments[DATA.moments.length - 1];
+  const moment = DATA.moments[state.time], steps = DATA.moments.map(({ step }) => step.toLocaleString("en"));
   const loss = moment.loss === null ? "" : `\ntraining loss ${moment.loss.toFixed(3)} ${DATA.unit}`;
-  $("when").textContent = `step ${moment.step.toLocaleString("en")} of ${last.step.toLocaleString("en")}${loss}`;
+  $("when").textContent = `step ${steps[state.time]} of ${steps[LAST]}${loss}`;
   $("time").setAttribute("aria-valuetext", $("when").textContent);
   $("time").value = state.time;
   const known = DATA.moments.map(({ loss }, index) => [index, loss]).filter(([, value]) => value !== null);
   const values = known.map(([, value]) => value), low = Math.min(...values), high = Math.max(...values);
   const points = known.map(([index, value]) => `${index},${1 - (value - low) / (high - low || 1)}`).join(" ");
-  $("loss").setAttribute("viewBox", `0 0 ${Math.max(1, DATA.moments.length - 1)} 1`);
+  $("loss").setAttribute("viewBox", `0 0 ${Math.max(1, LAST)} 1`);
   $("loss").innerHTML = `<polyline points="${points}"/><line x1="${state.time}" x2="${state.time}" y1="0" y2="1"/>`;
+  const some = steps.length > 4 ? `${steps.slice(0, 3).join(", ")} … ${steps[LAST]}` : steps.join(", ");
+  const range = known.length ? `line: training loss, ${low.toFixed(2)} to ${high.toFixed(2)} ${DATA.unit}, at the ` : "";
+  $("loss-about").textContent = `${range}${steps.length} steps ${some}, evenly spaced`;
 }
 
 function drawChoice() {
@@ -386,7 +426,7 @@ async function show() {
   const name = head === ALL ? "mean of all heads" : `head ${head}`;
   const far = stack.same ? `, mean distance ${distance.toFixed(1)} tokens` : "";
   $("about").textContent = `${stack.title}: layer ${layer}, ${name}; mean entropy ${entropy.toFixed(2)} nats${far}`;
-  $("matrix").setAttribute("aria-label", `Matrix of weights. ${$("about").textContent}. Arrow keys choose a cell.`);
+  $("matrix").setAttribute("aria-label", `Matrix of weights: rows attend, columns are attended to. ${$("about").textContent}. Arrow keys choose a cell.`);
   $("lines").setAttribute("aria-label", "Lines from each token to what it attends to. Arrow keys choose.");
   document.documentElement.dataset.shown = String(ticket); // what is on the screen is complete
 }
@@ -400,6 +440,7 @@ function choose(row, column, pin = false) {
   if (state.pinned && !pin) return;
   if (row === state.row && column === state.column && pin === state.pinned) return;
   Object.assign(state, { row, column, pinned: pin && (row !== null || column !== null) });
+  if (pin) writeAddress();
   if (planned === null) planned = requestAnimationFrame(() => { planned = null; drawChoice(); });
 }
 
@@ -476,12 +517,10 @@ function buildStack() {
   const stack = DATA.stacks[state.stack];
   state.layer = Math.min(state.layer, stack.layers - 1);
   state.head = Math.min(state.head, stack.heads - 1);
-  // The last token is chosen until something is pointed at: it may attend to all the others.
-  Object.assign(state, { row: stack.rows.length - 1, column: null, pinned: false });
   $("lines-scroll").scrollTop = 0;
   fill($("layer"), Array.from({ length: stack.layers }, (_, layer) => [layer, layer]));
   fill($("head"), [...Array.from({ length: stack.heads }, (_, head) => [head, head]), [ALL, "all"]]);
-  [$("layer").value, $("head").value] = [state.layer, state.head];
+  [$("stack").value, $("layer").value, $("head").value] = [state.stack, state.layer, state.head];
   $("direction-label").hidden = !stack.same;
   const sides = stack.same ? [["row", "text"]] : [["column", "attended to"], ["row", "attending"]];
   $("texts").replaceChildren(...sides.map(([side, title]) => textOf(side, title, side === "row" ? stack.rows : stack.columns)));
@@ -517,7 +556,7 @@ function thumbnail(layer, head) {
   button.addEventListener("click", () => {
     [$("layer").value, $("head").value] = [layer, head];
     Object.assign(state, { layer, head });
-    show();
+    showChosen();
   });
   return button;
 }
@@ -533,16 +572,16 @@ function stop() {
 
 function play() {
   if (timer !== null) return stop();
-  if (state.time === DATA.moments.length - 1) {
+  if (state.time === LAST) {
     state.time = 0;
-    show();
+    showChosen();
   }
   $("play").textContent = "■";
   $("play").setAttribute("aria-label", "Stop");
   timer = setInterval(() => {
     state.time += 1;
-    show();
-    if (state.time === DATA.moments.length - 1) stop();
+    showChosen();
+    if (state.time === LAST) stop();
   }, 700);
 }
 
@@ -553,27 +592,54 @@ function setTheme(name) {
   if (shown) show();
 }
 
-/** A link may choose: attention.html#stack=2&layer=1&head=0&time=3&row=7&column=2 */
-function readAddress() {
-  for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (name in state && /^\d+$/.test(value)) state[name] = Number(value);
+/** Shows what the address chooses, as in attention.html#stack=2&layer=1&head=all&time=3&row=7&column=2 */
+async function followAddress() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  const number = (name, count, otherwise) => (/^\d+$/.test(asked.get(name)) ? Math.min(Number(asked.get(name)), count - 1) : otherwise);
+  const stack = number("stack", DATA.stacks.length, FIRST), { rows, columns, layers, heads } = DATA.stacks[stack];
+  const [layer, head] = asked.has("layer") || asked.has("head") ? [0, 0] : sharpest(await codesOf(LAST), stack);
+  const row = number("row", rows.length, null), column = number("column", columns.length, null);
+  Object.assign(state, { stack, layer: number("layer", layers, layer), time: number("time", LAST + 1, LAST) });
+  state.head = asked.get("head") === "all" ? ALL : number("head", heads, head);
+  Object.assign(state, { row, column, pinned: row !== null || column !== null });
+  for (const name of ["scale", "direction"]) {
+    const values = Array.from($(name).options, (option) => option.value);
+    $(name).value = values.includes(asked.get(name)) ? asked.get(name) : values[0];
   }
-  state.stack = Math.min(state.stack, DATA.stacks.length - 1);
-  state.time = Math.min(state.time, DATA.moments.length - 1);
-  for (const [name, labels] of [["row", "rows"], ["column", "columns"]]) {
-    if (state[name] !== null) state[name] = Math.min(state[name], DATA.stacks[state.stack][labels].length - 1);
-  }
+  stop();
+  buildStack();
+  show();
+}
+
+let writing = null; // browsers limit how often an address may change: a key held down changes it once
+
+/** Writes what is chosen into the address, so that it can be passed on. */
+function writeAddress() {
+  clearTimeout(writing);
+  writing = setTimeout(() => {
+    const { stack, layer, time, pinned } = state, head = state.head === ALL ? "all" : state.head;
+    const row = pinned ? state.row : null, column = pinned ? state.column : null;
+    const chosen = { stack, layer, head, time, row, column, scale: $("scale").value, direction: $("direction").value };
+    const parts = Object.entries(chosen).filter(([, value]) => value !== null);
+    history.replaceState(null, "", new URL(`#${new URLSearchParams(parts)}`, location)); // its own address: in srcdoc the base is another one
+  }, 200);
+}
+
+function showChosen() {
+  writeAddress();
+  show();
 }
 
 function listen() {
-  const chosen = (id, apply) => $(id).addEventListener("input", () => { apply(Number($(id).value)); show(); });
-  chosen("stack", (value) => { state.stack = value; buildStack(); });
+  const chosen = (id, apply) => $(id).addEventListener("input", () => { apply(Number($(id).value)); showChosen(); });
+  chosen("stack", (value) => { Object.assign(state, { stack: value, row: null, column: null, pinned: false }); buildStack(); });
   chosen("layer", (value) => { state.layer = value; });
   chosen("head", (value) => { state.head = value; });
   chosen("scale", () => {});
   chosen("time", (value) => { stop(); state.time = value; });
   $("direction").addEventListener("input", () => {
     const index = state.row ?? state.column;
+    writeAddress();
     choose(...tokenChoice(index, "row"), index !== null);
   });
   $("play").addEventListener("click", play);
@@ -585,6 +651,7 @@ function listen() {
     part.addEventListener("click", (event) => { const found = at(event); if (found) pin(...found); });
   }
   document.addEventListener("keydown", onKeys);
+  addEventListener("hashchange", followAddress);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
   let width = innerWidth;
@@ -595,15 +662,10 @@ function listen() {
   return dark.matches;
 }
 
-$("time").max = DATA.moments.length - 1;
-$("training").hidden = DATA.moments.length === 1;
+$("time").max = LAST;
+$("training").hidden = LAST === 0;
 fill($("stack"), DATA.stacks.map((stack, index) => [index, stack.title]));
 $("stack").parentNode.hidden = DATA.stacks.length === 1;
-readAddress();
-$("stack").value = state.stack;
-const asked = { ...state };
-buildStack();
-if (asked.row !== null || asked.column !== null) Object.assign(state, { row: asked.row, column: asked.column, pinned: true });
 document.querySelector("main").hidden = false;
 setTheme(listen() ? "dark" : "light");
-show();
+followAddress();

@@ -142,7 +142,7 @@ def weight_of(moments, time, layer, head, row, column):
 
 
 def test_layer_head_step_and_theme_change_what_is_shown(chromium, path, moments):
-    with opened(chromium, path, color_scheme="light") as page:
+    with opened(chromium, path, "#layer=0&head=0", color_scheme="light") as page:
         seen = {picture(page)}
         assert page.inner_text("h1") == "A <run>"
         assert "layer 0, head 0" in page.inner_text("#about")
@@ -172,8 +172,8 @@ def test_layer_head_step_and_theme_change_what_is_shown(chromium, path, moments)
 
 
 def test_keys_and_pointer_show_the_numbers_of_the_model(chromium, path, moments):
-    with opened(chromium, path) as page:
-        assert said(page) == "␣ (12) of 13", "the last token is shown until another is chosen"
+    with opened(chromium, path, "#layer=0&head=0") as page:
+        assert said(page) == "No token is chosen."
         page.focus("#matrix")
         for key in ("Home", *["ArrowDown"] * 5, *["ArrowRight"] * 3):
             page.keyboard.press(key)
@@ -186,14 +186,14 @@ def test_keys_and_pointer_show_the_numbers_of_the_model(chromium, path, moments)
         page.keyboard.press("Escape")
         assert said(page) == "No token is chosen."
         page.hover(".text span:nth-child(3)")
-        assert said(page) == "e (2) of 13"
+        assert said(page) == "e: position 2, counted from 0"
         page.hover(
             "#matrix",
             position=page.evaluate("({x: matrix.margin + 1.5 * matrix.cell, y: matrix.margin + 4.5 * matrix.cell})"),
         )
         assert said(page) == f"k (4) → h (1): weight {weight_of(moments, 2, 0, 0, 4, 1):.3f}"
         page.hover("#lines", position={"x": 5, "y": 5})
-        assert said(page) == "t (0) of 13"
+        assert said(page) == "t: position 0, counted from 0"
 
 
 def test_whoever_uses_the_keyboard_sees_where_it_is(chromium, path):
@@ -216,17 +216,111 @@ def test_no_label_is_cut(chromium, tmp_path):
     path.write_text(attention_page([Moment(1, None, [stack(generator, "cross", labels, labels)])], "", ""), encoding="utf-8")
     with opened(chromium, path) as page:
         settled(page)
-        width, margin, opaque = page.evaluate("""(() => {
+        width, margin, axis, opaque = page.evaluate("""(() => {
             const { width, height } = $("matrix");
             const { data } = $("matrix").getContext("2d").getImageData(0, 0, width, height);
             const opaque = Array.from({ length: width * height }, (_, pixel) => Number(data[4 * pixel + 3] > 0));
-            return [width, matrix.margin, opaque.join("")];
+            return [width, matrix.margin, AXIS, opaque.join("")];
         })()""")
         inked = np.array(list(opaque)).reshape(-1, width) == "1"
-        assert inked[: margin - 2].any(), "labels stand above the matrix"
-        assert inked[:, : margin - 2].any(), "and beside it"
+        assert inked[axis : margin - 2].any(), "labels stand above the matrix"
+        assert inked[:, axis : margin - 2].any(), "and beside it"
+        assert inked[:axis, margin:].any(), "the name of the columns above them"
+        assert inked[margin:, :axis].any(), "and of the rows"
         assert not inked[0].any()
         assert not inked[:, 0].any()
+
+
+def column_of_lines(page):
+    """The pixels, (height, 4), halfway between who attends and what is attended to."""
+    settled(page)
+    line = "$('lines').getContext('2d').getImageData($('lines').width / 2, 0, 1, $('lines').height)"
+    return np.array(page.evaluate(f"Array.from({line}.data)")).reshape(-1, 4)
+
+
+def written(tmp_path, layers, labels):
+    path = tmp_path / "page.html"
+    seen = Stack("own", "own attention", {f"layer {i}": np.stack(heads) for i, heads in enumerate(layers)}, labels, labels)
+    path.write_text(attention_page([Moment(1, None, [seen])], "", ""), encoding="utf-8")
+    return path
+
+
+def test_heads_that_attend_to_the_same_token_are_all_seen(chromium, tmp_path):
+    path = written(tmp_path, [[np.eye(5), np.full((5, 5), 0.2), np.eye(5)]], list("abcde"))
+    with opened(chromium, path, "#head=all&row=2") as page:  # a level line
+        pixels = column_of_lines(page)
+        frames = page.evaluate("Array.from($('overview').children, (button) => getComputedStyle(button).borderColor)")
+        colors = [[int(part) for part in re.findall(r"\d+", frame)] + [255] for frame in frames]
+        first, _, last = (np.flatnonzero((pixels == color).all(-1)) for color in colors)
+        assert len(first)
+        assert len(last)
+        assert last.mean() - first.mean() == 4, "two pixels between one head and the next"
+        assert "frame: colour of its lines" in page.inner_text("#overview-about")
+        page.select_option("#head", "0")
+        settled(page)
+        assert "frame" not in page.inner_text("#overview-about")
+
+
+def test_a_page_opens_at_the_head_that_is_sharpest_and_looks_elsewhere(chromium, tmp_path):
+    T = 8
+    first, before, even = np.eye(1, T).repeat(T, 0), np.eye(T)[[0, *range(T - 1)]], np.full((T, T), 1 / T)
+    path = written(
+        tmp_path, [[np.eye(T), first, even], [even, 0.8 * before + 0.2 * even, 0.6 * before + 0.4 * even]], list("abcdefgh")
+    )
+    with opened(chromium, path) as page:
+        pixels = column_of_lines(page)
+        assert page.inner_text("#about").startswith("own attention: layer 1, head 1;")
+        assert page.evaluate("[state.row, state.column]") == [None, None]
+        step = page.evaluate("lineHeight()")
+        assert [row for row in range(1, T) if not pixels[row * step, 3]] == [], "every row has its line"
+        assert page.inner_text("#lines-about") == "attending → attended to, weight\u00a0≥\u00a00.05"
+        assert page.evaluate("location.hash") == "", "nothing was chosen yet"
+
+
+def test_the_address_has_what_is_chosen_and_chooses(chromium, path):
+    with opened(chromium, path) as page:
+        start = (settled(page), page.inner_text("#about"))[1]
+        page.select_option("#layer", "1")
+        page.select_option("#head", "-1")
+        page.select_option("#scale", "0.5")
+        page.focus("#matrix")
+        page.keyboard.press("Home")
+        wait_for(page, "location.hash.includes('row')")
+        address = page.evaluate("location.hash")
+        assert address == "#stack=0&layer=1&head=all&time=2&row=0&scale=0.5&direction=row"
+        with opened(chromium, path, address) as other:
+            assert picture(other) == picture(page)
+        page.evaluate("location.hash = 'layer=0&head=2&time=1&column=4'")
+        wait_for(page, "state.head === 2")
+        assert said(page) == "k: position 4, counted from 0"
+        assert page.inner_text("#about").startswith("own attention: layer 0, head 2;")
+        assert page.inner_text("#when").startswith("step 7 of 50")
+        assert [page.input_value(f"#{name}") for name in ("layer", "head", "scale", "time")] == ["0", "2", "1", "1"]
+        page.evaluate("location.hash = ''")
+        wait_for(page, "state.column === null")
+        assert (settled(page), page.inner_text("#about"))[1] == start
+
+
+def test_scales_and_axes_have_names(chromium, path):
+    with opened(chromium, path) as page:
+        settled(page)
+        options = page.locator("#scale option").all_inner_texts()
+        assert options == ["weight", "square root of the weight (shows small ones)"]
+        assert page.inner_text("#colours").split() == ["weight", "0", "1"]
+        colors_of = "[0, 0.25, 1].map((weight) => `rgb(${colorOf(weight).join(', ')})`)"
+        seen = []
+        for scale in ("1", "0.5"):
+            page.select_option("#scale", scale)
+            settled(page)
+            stops = re.findall(r"rgb\(.*?\)", page.evaluate("getComputedStyle($('bar')).backgroundImage"))
+            assert [stops[0], stops[len(stops) // 4], stops[-1]] == page.evaluate(colors_of)
+            seen.append(stops)
+        assert seen[0] != seen[1]
+        assert "rows attend, columns are attended to" in page.get_attribute("#matrix", "aria-label")
+        assert (
+            page.inner_text("#loss-about")
+            == "line: training loss, 0.08 to 4.00 nats, at the 3 steps 0, 7, 50, evenly spaced"
+        )
 
 
 def test_a_link_beyond_the_text_chooses_the_last_token(chromium, path):
@@ -256,7 +350,7 @@ def test_query_and_key_give_the_score(chromium, path, moments, detail):
 
 
 def test_who_attends_to_a_token_is_shown_too(chromium, path, moments):
-    with opened(chromium, path) as page:
+    with opened(chromium, path, "#layer=0&head=0") as page:
         page.select_option("#direction", "column")
         page.focus(".text div")
         page.keyboard.press("Home")
@@ -291,7 +385,7 @@ def test_hundreds_of_tokens_on_a_phone(chromium, tmp_path):
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, "nothing sticks out"
         page.focus("#matrix")
         page.keyboard.press("ArrowUp")
-        assert said(page) == "i (301) of 303"
+        assert said(page) == "j: position 302, counted from 0"
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "encoder_decoder"])
@@ -310,7 +404,7 @@ def test_every_kind_of_model(chromium, tmp_path, capsys, monkeypatch, kind):
             assert page.input_value("#stack") == "2", "of two sentences, how one looks at the other comes first"
             page.focus('.text div[data-side="row"]')
             page.keyboard.press("Home")
-            assert said(page) == "e (0) of 5"
+            assert said(page) == "e: position 0, counted from 0"
             assert page.locator(".text").count() == 2
         else:
             assert page.locator("#stack").is_hidden()
