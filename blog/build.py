@@ -32,7 +32,7 @@ HEADING = re.compile(
     r"<tr>\s*<td>(<strong>[^<]*</strong>)</td>((?:\s*<td[^>]*></td>)+)\s*</tr>"
 )  # a row for a group of rows
 BROAD = 1400  # pixels
-JOINT = re.compile(r"(?<=\w)([._]|::)(?!py\b)(?=\w)")  # after it a long name in a cell may go on below
+JOINT = re.compile(r"(?<=\w)(?:(?<!\d)\.|\.(?!\d)|_|::)(?!py\b)(?=\w)")  # after it a long name in a cell may go on below
 PACKAGES = (annotate.SPEC, annotate.TWIN, annotate.PROOF)
 
 
@@ -43,29 +43,32 @@ class Report(NamedTuple):
     """A page made of a Markdown file that some command has written."""
 
     page: str
+    group: str
+    """The entry of the menu under which the page stands."""
     title: str
     places: tuple[str, ...]
     """Where the Markdown may be; the first that exists is taken."""
 
 
 REPORTS = (
-    Report("bounds.html", "Error over bound", ("parity_tests/BOUNDS.md",)),
-    Report("mutants.html", "Mutants", ("parity_tests/MUTANTS.md",)),
-    Report("generic-mutants.html", "Generic mutants", ("parity_tests/GENERIC_MUTANTS.md",)),
-    Report("ladder.html", "From bigram to GPT", ("train/logs/ladder/ladder.md",)),
-    Report("pitfalls.html", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
-    Report("ablations.html", "Ablations", ("train/logs/ablation/ablation.md",)),
-    Report("benchmarks.html", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
-    Report("benchmarks-zen5.html", "Benchmarks: Zen 5", ("train/benchmarks/zen5/BENCHMARKS.md",)),
-    Report("benchmarks-gpu.html", "Benchmarks: GPU", ("train/benchmarks/gpu/GPU.md",)),
-    Report("leaderboard.html", "Leaderboard", ("train/benchmarks/LEADERBOARD.md",)),
+    Report("bounds.html", "Proof", "Error over bound", ("parity_tests/BOUNDS.md",)),
+    Report("mutants.html", "Proof", "Mutants", ("parity_tests/MUTANTS.md",)),
+    Report("generic-mutants.html", "Proof", "Generic mutants", ("parity_tests/GENERIC_MUTANTS.md",)),
+    Report("ladder.html", "Experiments", "From bigram to GPT", ("train/logs/ladder/ladder.md",)),
+    Report("pitfalls.html", "Experiments", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
+    Report("ablations.html", "Experiments", "Ablations", ("train/logs/ablation/ablation.md",)),
+    Report("benchmarks.html", "Speed", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
+    Report("benchmarks-zen5.html", "Speed", "Benchmarks: Zen 5", ("train/benchmarks/zen5/BENCHMARKS.md",)),
+    Report("benchmarks-gpu.html", "Speed", "Benchmarks: GPU", ("train/benchmarks/gpu/GPU.md",)),
+    Report("leaderboard.html", "Speed", "Leaderboard", ("train/benchmarks/LEADERBOARD.md",)),
 )
 
 
 class Page(NamedTuple):
-    """One file of the site: its path there, its title, and its body."""
+    """One file of the site: its path there, the entry of the menu that leads to it, its title, and its body."""
 
     path: str
+    group: str
     title: str
     body: str
     wide: bool = False
@@ -117,17 +120,17 @@ class Site:
     def pages(self) -> Iterator[Page]:
         """All pages; those of other source files last, when it is known which of them are linked to."""
         post = rendered(TEMPLATE.read_text(encoding="utf-8"), anchors=True)
-        yield Page("index.html", "The transformer, written twice", self.markdown(post, "blog/post.md", "index.html"))
+        yield Page("index.html", "Post", "The transformer, written twice", self.markdown(post, "blog/post.md", "index.html"))
         for report, place in self._reports.items():
-            yield Page(report.page, report.title, self._report(report, place), wide=True)
+            yield Page(report.page, report.group, report.title, self._report(report, place), wide=True)
         if self._attention_pages:
-            yield Page("look.html", "Attention", self._attention(), wide=True)
-        yield Page("source/index.html", "The annotated source", self._contents())
+            yield Page("look.html", "Attention", "Attention", self._attention(), wide=True)
+        yield Page("source/index.html", "Source", "The annotated source", self._contents())
         for path in self._source:
             room = Path(path).stem
             annotated = path.startswith(annotate.SPEC) and room != "__init__"
             body = annotate.page(room) if annotated else annotate.plain_page(path)
-            yield Page(self._page_of_source(path), path, body, wide=True)
+            yield Page(self._page_of_source(path), "Source", path, body, wide=True)
 
     def write(self, page: Page) -> None:
         """One page in the frame that all share."""
@@ -152,7 +155,7 @@ class Site:
         body = HEADING.sub(lambda f: f'<tr><td colspan="{1 + f[2].count("<td")}">{f[1]}</td></tr>', body)
         body = re.sub(r'(href|src)="([^"]+)"', lambda found: f'{found[1]}="{self._led(found[2], origin, page)}"', body)
         body = re.sub(r'<img src="([^"]+)"', lambda found: found[0] + self._breadth(found[1], page), body)
-        # A picture that leads to a page of its own is that page here; on paper it stays a picture.
+        # A picture that leads to a page of its own is that page here; on paper and on phones it stays a picture.
         return re.sub(
             r'<a href="([^"]+\.html)"><img (src="[^"]+"[^>]* alt="([^"]*)")></a>', lambda f: _framed(f[1], f[3], f[2]), body
         )
@@ -193,8 +196,11 @@ class Site:
     def _report(self, report: Report, place: str) -> str:
         """The report, and the pictures beside it that no report there shows."""
         text = (ROOT / place).read_text(encoding="utf-8")
-        if not text.startswith("# "):
+        heading = re.match(r"# (.*)\n", text)
+        if not heading:
             text = f"# {report.title}\n\n{text}"
+        elif report.title.startswith(heading[1]):  # the title says which of several
+            text = f"# {report.title}\n{text[heading.end() :]}"
         folder = posixpath.dirname(place)
         texts = [path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.md")]
         shown = {posixpath.basename(link) for one in texts for link in markup.links_of(markup.tokens_of(one))}
@@ -229,18 +235,21 @@ class Site:
     def _page_of_source(path: str) -> str:
         return f"source/{path.removesuffix('.py')}.html"
 
-    def _menu(self) -> list[tuple[str, str]]:
-        entries = [("index.html", "Post"), ("source/index.html", "Annotated source")]
+    def _menu(self) -> dict[str, list[tuple[str, str]]]:
+        """The entries, each with the paths and names of its pages."""
+        menu = {"Post": [("index.html", "Post")], "Source": [("source/index.html", "Source")]}
         if self._attention_pages:
-            entries.append(("look.html", "Attention"))
-        return entries + [(report.page, report.title) for report in self._reports]
+            menu["Attention"] = [("look.html", "Attention")]
+        for report in self._reports:
+            menu.setdefault(report.group, []).append((report.page, report.title.removeprefix("Benchmarks: ")))
+        return menu
 
 
 def style() -> str:
     """The style sheet: ours, and Pygments' colours for light and dark."""
     from pygments.formatters.html import HtmlFormatter
 
-    light = HtmlFormatter(style="friendly").get_style_defs("pre")
+    light = HtmlFormatter(style="xcode").get_style_defs("pre")
     dark = HtmlFormatter(style="github-dark").get_style_defs("pre")
     rules = STYLE.read_text(encoding="utf-8")
     return f"{rules}\n{_tokens(light)}\n@media screen and (prefers-color-scheme: dark) {{\n{_tokens(dark)}\n}}\n"
@@ -260,8 +269,10 @@ def templates() -> Environment:
 
 
 def _framed(page: str, title: str, picture: str = "") -> str:
-    printed = f'<span class="in-print"><img {picture}></span>' if picture else ""
-    return f'<iframe class="tall" src="{page}" title="{title}"></iframe>{printed}'
+    frame = f'<iframe class="tall" src="{page}" title="{title}" loading="lazy"></iframe>'
+    if not picture:
+        return frame
+    return f'{frame}<a class="still" href="{page}"><img {picture}></a><sub><a href="{page}">on its own page</a></sub>'
 
 
 def _copied(path: str) -> str:

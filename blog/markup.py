@@ -19,6 +19,7 @@ from pygments.formatters.html import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
 PRIME = "′"
+WIDE = '<div class="wide" tabindex="0" role="group" aria-label="table">'  # scrolled by keys too
 FUNCTIONS = ("log", "ln", "sin", "cos", "tanh", "exp", "Im")  # the library sets their argument without a space
 
 
@@ -38,7 +39,7 @@ def renderer() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"highlight": _highlighted}).enable("table")
     markdown.use(anchors_plugin, min_level=1, max_level=4, slug_func=slug)
     markdown.use(dollarmath_plugin, renderer=lambda tex, options: math(tex, options["display_mode"]), allow_digits=False)
-    markdown.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+    markdown.add_render_rule("table_open", lambda *_: f"{WIDE}<table>\n")
     markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
     markdown.add_render_rule("image", _image)
     return markdown

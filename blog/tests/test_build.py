@@ -50,6 +50,62 @@ def test_every_link_leads_somewhere(pages):
             assert not anchor or target not in pages or anchor in pages[target].ids, f"{path}: {link}"
 
 
+def test_every_page_has_one_heading_of_its_own(pages):
+    found = [re.findall(r"<h1[^>]*>(.*?)</h1>", path.read_text(encoding="utf-8")) for path in pages]
+    assert all(len(headings) == 1 for headings in found)
+    assert len({headings[0] for headings in found}) == len(pages)
+
+
+def test_the_first_link_skips_the_menu(pages):
+    for path, page in pages.items():
+        assert re.search(r'<body>\s*<a class="skip" href="#main">', path.read_text(encoding="utf-8")), path
+        assert "main" in page.ids
+
+
+def test_the_menu_leads_to_every_report_in_two_steps(site):
+    def menu(name):
+        nav = re.search(r"<nav.*?</nav>", (site / name).read_text(encoding="utf-8"), re.DOTALL)
+        return set(re.findall(r'href="([^"]+)"', nav[0]))
+
+    reached = menu("index.html").union(*(menu(name) for name in menu("index.html") if "/" not in name))
+    assert {path.name for path in site.glob("*.html")} <= reached
+
+
+def luminance(colour):
+    """WCAG's, of #rgb or #rrggbb."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    levels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    red, green, blue = (level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one, other):
+    """WCAG's ratio, from 1 to 21."""
+    darker, lighter = sorted((luminance(one), luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_stands_out_from_its_background(site, pages, scheme):
+    css = (site / "site.css").read_text(encoding="utf-8")
+    assert "opacity" not in css  # it would make the ratios below untrue
+    root = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme == "dark"]
+    named = dict(re.findall(r"--(\w+): (#\w+)", root))
+    grounds = ("ground", "panel", "mark")
+    pairs = {(ink, ground): (named[ink], named[ground]) for ink in ("text", "quiet", "link") for ground in grounds}
+    rules = css if scheme == "dark" else css.rpartition("@media")[0]
+    tokens = {}
+    for token, rule in re.findall(r"pre \.(\w+) \{(.*?)\}", rules):
+        tokens.setdefault(token, {}).update(re.findall(r"([\w-]+): (#\w+)", rule))
+    used = {token for path in pages for token in re.findall(r'class="(\w+)"', path.read_text(encoding="utf-8"))}
+    for token in used & tokens.keys() - {"w"}:  # spaces have no ink
+        for ground in grounds[1:]:
+            if "color" in tokens[token]:
+                pairs[token, ground] = tokens[token]["color"], tokens[token].get("background-color", named[ground])
+    assert {"k", "c1", "gi", "gd"} <= {ink for ink, _ in pairs}
+    assert {pair: ratio for pair in pairs if (ratio := contrast(*pairs[pair])) < 4.5} == {}
+
+
 def test_style_fetches_nothing(site):
     assert "url(" not in (site / "site.css").read_text(encoding="utf-8")
 
@@ -99,20 +155,28 @@ def test_a_row_that_heads_others_goes_across(tmp_path):
 
 def test_a_long_name_in_a_cell_may_go_on_below(tmp_path):
     body = build.Site(tmp_path).markdown(
-        "| a |\n| --- |\n| twin d_blocks.i.attention.key.bias |\n", "README.md", "index.html"
+        "| a |\n| --- |\n| twin d_blocks.i.attention.key.bias, 4.323 of 4.5 |\n", "README.md", "index.html"
     )
     assert "d_<wbr>blocks.<wbr>i.<wbr>attention" in body
+    assert "4.323 of 4.5" in body
 
 
-def test_a_page_in_the_post_is_a_picture_on_paper(site):
+def test_no_number_is_broken(pages):
+    for path in pages:
+        assert not re.search(r"\d\.<wbr>\d", path.read_text(encoding="utf-8")), path
+
+
+def test_a_page_in_the_post_is_a_picture_on_paper_and_has_a_link(site):
     text = (site / "index.html").read_text(encoding="utf-8")
     assert re.search(
-        r'<iframe [^>]*attention\.html"[^>]*></iframe><span class="in-print"><img src="[^"]*attention\.png"', text
+        r'<iframe [^>]*src="([^"]*attention\.html)"[^>]*></iframe>'
+        r'<a class="still" href="\1"><img src="[^"]*attention\.png"[^>]*></a><sub><a href="\1">on its own page</a></sub>',
+        text,
     )
 
 
 def test_a_report_that_is_not_there_is_left_out(tmp_path, monkeypatch):
-    absent = build.Report("absent.html", "Absent", ("train/logs/absent/absent.md",))
+    absent = build.Report("absent.html", "Speed", "Absent", ("train/logs/absent/absent.md",))
     monkeypatch.setattr(build, "REPORTS", (absent,))
     assert all(page.path != "absent.html" for page in build.Site(tmp_path).pages())
 

@@ -31,6 +31,8 @@ def test_pages_in_a_browser(site, chromium, window):
         page.on("request", lambda request: requests.append(request.url))
         page.goto((site / name).as_uri())
         assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), f"{name}: wider than the window"
+        lines = page.evaluate("[...document.querySelectorAll('nav div')].map((row) => row.clientHeight)")
+        assert 1 <= len(lines) <= 2 and max(lines) < 40, f"{name}: a row of the menu takes two lines"
         narrow = "(cell) => cell.textContent.length > 60 && cell.clientWidth < 60"
         cramped = page.evaluate(f"[...document.querySelectorAll('td')].filter({narrow}).length")
         assert cramped == 0, f"{name}: a column too narrow to be read"
