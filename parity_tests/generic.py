@@ -116,11 +116,11 @@ REASONS = (
     Reason("torch_impl/optimizer.py", "first, second, step = ", ("{}, -1",), "No parameter is at a step below 0."),
     Reason("softmax.py", "largest == -np.inf", ("-np.inf, 1", "-np.inf, -1"), "exp(-inf - 1) is 0 as well."),
     Reason("softmax.py", "total == 0, 1, total", ("total == 0, 2, total",), EMPTY),
-    Reason("torch_impl/softmax.py", "if torch.is_grad_enabled():", ("if not torch",), "Who differentiates has it on."),
+    Reason("torch_impl/softmax.py", "if own_backward():", ("if not own",), "Torch's own does as well, with more memory."),
     Reason("torch_impl/attention.py", "if self.key is None or self.value", ("self.key is None and",), BOTH),
     Reason("torch_impl/model.py", "past[0].own.length", ("past[ -1]",), BLOCKS),
     # ---- speed and memory: no test should notice
-    Reason("torch_impl/attention.py", "and not torch.is_grad_enabled())", ("and torch.is_grad_enabled()",), SPEED),
+    Reason("torch_impl/attention.py", "apart = self.together is None", ("is_grad_enabled() or all",), SPEED),
     Reason(
         "torch_impl/block.py", "*arguments, use_reentrant=False)", ("=True)",), "torch's older way to the same gradients."
     ),
@@ -134,7 +134,7 @@ REASONS = (
     Reason("torch_impl/attention.py", "FEW_SCORES = ", ("",), SPEED),
     Reason("torch_impl/dropout.py", "device=generator) >= rate", ("> rate",), "A draw equals the rate once in 2^24."),
     Reason("torch_impl/linear.py", "register_fake(", ("",), COMPILED),
-    Reason("torch_impl/position.py", "for table in ", ("in []",), COMPILED),
+    Reason("torch_impl/position.py", "for tables in ", ("in []",), COMPILED),
 )
 
 

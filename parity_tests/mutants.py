@@ -1431,8 +1431,8 @@ MODEL = (
         "twin_tied_head_has_no_gradient",
         "The head uses the embedding's values, but its gradient never reaches the table.",
         "torch_impl/model.py",
-        "return linear(x, self.token_embedding.weight if self.head is None else self.head.weight)",
-        "return linear(x, self.token_embedding.weight.detach() if self.head is None else self.head.weight)",
+        "return linear(x, self.token_embedding.weight) if self.head is None else self.head(x)",
+        "return linear(x, self.token_embedding.weight.detach()) if self.head is None else self.head(x)",
     ),
     Mutant(
         "twin_final_norm_skipped",
@@ -1883,10 +1883,17 @@ DECODE = (
         "past.memory.select(torch.arange(len(index)))",
     ),
     Mutant(
+        "twin_second_derivative_in_silence",
+        "A backward pass that has no derivative of its own passes for a constant: Hessians come out wrong.",
+        "torch_impl/derivative.py",
+        "if torch.is_grad_enabled() and not torch.compiler.is_compiling():",
+        "if not torch.is_grad_enabled() and torch.compiler.is_compiling():",
+    ),
+    Mutant(
         "twin_packed_in_the_wrong_order",
         "One product gives queries, keys and values, but the weights lie in another order than its parts are taken.",
         "torch_impl/decode.py",
-        "PackedLinear((module.query, module.key, module.value), bfloat16)",
+        "PackedLinear(module.projections, bfloat16)",
         "PackedLinear((module.key, module.query, module.value), bfloat16)",
     ),
     Mutant(

@@ -70,15 +70,6 @@ def test_without_a_gradient_the_product_is_the_same(shape):
     assert torch.equal(alone, linear(x, weight.requires_grad_(), bias))
 
 
-@pytest.mark.skipif(ONEDNN is None, reason="this torch comes without oneDNN")
-def test_a_second_derivative_is_refused():
-    """And not wrong: the backward pass by oneDNN has none of its own."""
-    x, weight = torch.ones((2, 3), requires_grad=True), torch.ones((4, 3), requires_grad=True)
-    (d_x,) = torch.autograd.grad(linear(x, weight).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        d_x.sum().backward()
-
-
 def layers_of(weights, biases):
     """Linears with these parameters."""
     layers = []

@@ -128,15 +128,31 @@ def test_tables_are_rounded_once(start):
 
 
 def test_a_table_is_made_once():
-    for make in (twin.sinusoidal_table, twin.rotary_tables):
-        assert make(0, 5, 4, torch.float64, torch.device("cpu")) is make(0, 5, 4, torch.float64, torch.device("cpu"))
-    slopes = [twin.alibi_slopes(3, torch.float64, torch.device("cpu")) for _ in range(2)]
-    assert slopes[0] is slopes[1]
+    for make in (twin._sinusoidal, twin._rotary, twin._alibi):
+        length = (4,) if make is twin._alibi else (2048, 4)
+        first, second = (make(*length, torch.float64, torch.device("cpu")) for _ in range(2))
+        assert all(one is other for one, other in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("make", [twin.sinusoidal_table, twin.rotary_tables], ids=["sinusoidal", "rotary"])
+@pytest.mark.parametrize("make", [twin._sinusoidal, twin._rotary], ids=["sinusoidal", "rotary"])
 def test_a_table_first_used_while_generating_serves_training(make):
     """The twin keeps its tables; one made in inference mode could not be saved for a backward pass."""
     with torch.inference_mode():
-        table = make(3, 17, 8, torch.float64, torch.device("cpu"))
-    assert not any(part.is_inference() for part in (table if isinstance(table, tuple) else [table]))
+        tables = make(1024, 26, torch.float64, torch.device("cpu"))
+    assert not any(table.is_inference() for table in tables)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (1020, 1024), (1020, 1025), (3000, 5000)])
+def test_a_table_has_all_positions(start, stop):
+    positions, arguments = np.arange(start, stop), (start, stop, 6, torch.float64, torch.device("cpu"))
+    assert (twin.sinusoidal_table(*arguments).numpy() == spec.sinusoidal_table(positions, 6, F64)).all()
+    for theirs, ours in zip(twin.rotary_tables(*arguments), spec.rotary_tables(positions, 6, F64), strict=True):
+        assert (theirs.numpy() == ours).all()
+
+
+def test_a_trace_leaves_no_table_behind():
+    """Tensors without numbers, as an export works with, are not kept for those who compute."""
+    arguments = (0, 3, 34, torch.float64, torch.device("cpu"))
+    with torch._subclasses.FakeTensorMode():
+        twin.sinusoidal_table(*arguments)
+    assert type(twin.sinusoidal_table(*arguments)) is torch.Tensor

@@ -1,7 +1,6 @@
 """Softmax: spec, twin and complex step; -inf entries, empty rows, huge scores, invariance to a shift."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,14 +50,6 @@ def test_the_twin_masks_as_it_goes(data, rows, columns, seed):
     check_operation("softmax, masked", softmax_forward, softmax_backward, twin, {"x": x}, seed=seed)
     differentiated = twin(torch.tensor(x, requires_grad=True))
     assert torch.equal(differentiated, twin(torch.tensor(x)))
-
-
-def test_a_second_derivative_is_refused():
-    """And not wrong: the backward pass of its own has none."""
-    x = torch.zeros((2, 3), requires_grad=True)
-    (d_x,) = torch.autograd.grad(softmax(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        d_x.sum().backward()
 
 
 def test_no_columns():

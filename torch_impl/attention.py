@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from reference_numpy.config import ModelConfig
+from torch_impl.derivative import in_torch_func
 from torch_impl.flash_attention import flash_attention
-from torch_impl.linear import Linear, PackedLinear, linear
+from torch_impl.linear import Linear, PackedLinear, is_plain, linear
 from torch_impl.linear_attention import linear_attention
 from torch_impl.mask import allowed_pairs, check_attention_shapes, only_seen
 from torch_impl.normalization import Norm
@@ -101,6 +102,11 @@ class MultiHeadAttention(nn.Module):
             self.key_norm = Norm(config, config.head_width, "rms")
         self.output = Linear(config.width, config.width, config.bias)
 
+    @property
+    def projections(self) -> tuple[Linear, Linear, Linear]:
+        """Of queries, keys and values, unless they are packed into `together`."""
+        return self.query, self.key, self.value
+
     def forward(
         self,
         x: Tensor,
@@ -144,7 +150,8 @@ class MultiHeadAttention(nn.Module):
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, G, S, K). In training one product makes all three of self-attention;
         in evaluation it would take longer to put the weights together."""
-        if memory is not None or (self.together is None and not torch.is_grad_enabled()):
+        apart = self.together is None and not (torch.is_grad_enabled() and all(map(is_plain, self.projections)))
+        if memory is not None or apart:
             memory = x if memory is None else memory
             query, key, value = self.query(x), self.key(memory), self.value(memory)
         else:
@@ -158,9 +165,8 @@ class MultiHeadAttention(nn.Module):
         if self.together is not None:
             together: Tensor = self.together(x)
             return together
-        layers = (self.query, self.key, self.value)
-        weight = torch.cat([layer.weight for layer in layers])
-        bias = torch.cat([layer.bias for layer in layers if layer.bias is not None]) if self.config.bias else None
+        weight = torch.cat([layer.weight for layer in self.projections])
+        bias = torch.cat([layer.bias for layer in self.projections if layer.bias is not None]) if self.config.bias else None
         return linear(x, weight, bias)
 
     def _split(self, x: Tensor, heads: int) -> Tensor:
@@ -191,7 +197,8 @@ class MultiHeadAttention(nn.Module):
         if config.position == "alibi" and not self.cross:
             slopes = alibi_slopes(config.heads, query.dtype, query.device)
         window = None if self.cross else config.window
-        if keep is None and config.softcap is None and not _compiler_fuses(query, key):
+        explicit = keep is not None or config.softcap is not None or _compiler_fuses(query, key)
+        if not explicit and not in_torch_func():  # the fused kernels have no rules for all of its transforms
             return flash_attention(query, key, value, mask, causal=causal, window=window, slopes=slopes)
         output, weights = scaled_dot_product_attention(
             query, key, value, mask, causal=causal, window=window, slopes=slopes, softcap=config.softcap

@@ -82,8 +82,9 @@ def recomputed(block: nn.Module, generator: Generator | None, *arguments: Any) -
     """block(*arguments), whose inside is not kept for the backward pass but computed again there (Chen et al. 2016).
 
     The second time it must drop the same units, so the stream is set back for it; a device's own stream torch sets back."""
+    assert isinstance(block, Block)
     stream = generator.generator if isinstance(generator, Share) else generator
-    if stream is None or isinstance(stream, torch.device):
+    if stream is None or isinstance(stream, torch.device) or block.config.dropout == 0:
         return checkpoint(block, *arguments, use_reentrant=False)
     contexts = contextlib.nullcontext(), _SetBack(stream)
     return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)

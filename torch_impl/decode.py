@@ -9,7 +9,7 @@ import torch
 from reference_numpy.decode import decoding_context, sample
 from torch_impl.attention import MultiHeadAttention
 from torch_impl.block import BlockPast
-from torch_impl.linear import Linear, PackedLinear
+from torch_impl.linear import Linear, PackedLinear, is_plain
 from torch_impl.model import Transformer
 from torch_impl.parameters import as_numpy
 
@@ -90,10 +90,10 @@ def _packed(model: Transformer, bfloat16: bool) -> Transformer:
     logits decide."""
     packed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for module in list(packed.modules()):
-        if isinstance(module, MultiHeadAttention) and not module.cross:
-            module.together = PackedLinear((module.query, module.key, module.value), bfloat16)
+        if isinstance(module, MultiHeadAttention) and not module.cross and all(map(is_plain, module.projections)):
+            module.together = PackedLinear(module.projections, bfloat16)
             del module.query, module.key, module.value
         for name, child in module.named_children():
-            if isinstance(child, Linear) and module is not packed:
+            if is_plain(child) and isinstance(child, Linear) and module is not packed:
                 setattr(module, name, PackedLinear((child,), bfloat16))
     return packed

@@ -42,7 +42,7 @@ def flash_attention(
         if allowed is not None:
             bias = torch.where(allowed, bias, -torch.inf)
     if bias is not None:
-        bias = bias.expand(*query.shape[:2], T, S)
+        bias = bias[(None,) * (4 - bias.ndim)]  # four axes, not yet expanded: torch does so where a kernel needs it
     output = _fused(query, key, value, bias, False)
     return output if filled is None else torch.where(filled, output, 0)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from torch_impl.derivative import first_derivative, in_torch_func
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Shapes: x (..., I), weight (O, I), bias (O,) or None; output (..., O)."""
@@ -31,6 +33,13 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether x W^T + b is all that a call of the layer does, so that its parameters may be used without the call: nothing
+    was put in its place (as for LoRA or pruning), nobody listens to it."""
+    listeners = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is Linear and not any(listeners)
 
 
 class PackedLinear(nn.Module):
@@ -78,6 +87,10 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
         and x.numel() > 0
         and weight.numel() > 0
         and not torch.is_autocast_enabled("cpu")
+        and not in_torch_func()
+        and not torch.compiler.is_exporting()
+        and 0 not in x.stride()
+        and 0 not in weight.stride()
         and ONEDNN is not None
     )
 
@@ -118,7 +131,7 @@ class _OneDNNLinear(torch.autograd.Function):
         return _product(rows, weight, bias).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
         d_rows = d_y.reshape(-1, d_y.shape[-1])

@@ -69,7 +69,7 @@ class Transformer(Stack):
     """The twin of the spec's model. `state_dict()` has the spec's flat names and layouts; a tied head has no entry.
 
     The parameters are not initialised: give it the spec's, with `load_parameters`. A `generator`, not train(), switches
-    dropout on.
+    dropout on. Before torch.compile of your own call `torch_impl.position.make_tables_constant`.
     """
 
     residual_dtype: torch.dtype | None = None
@@ -117,7 +117,7 @@ class Transformer(Stack):
         stack = self.decoder if config.kind == "encoder_decoder" else self
         causal, memory_mask = config.kind != "encoder", _over_keys(source_padding)
         x = stack._run(x, _over_keys(padding), causal, memory, memory_mask, generator, past, keep)
-        return linear(x, self.token_embedding.weight if self.head is None else self.head.weight)
+        return linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
 
     def _embed(self, tokens: Tensor, start: int, generator: Generator | None) -> Tensor:
         """Dropout(scale * token embedding + position), positions from `start` on."""

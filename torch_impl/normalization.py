@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reference_numpy.config import ModelConfig
+from torch_impl.derivative import first_derivative, own_backward
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: float = 1e-5) -> Tensor:
@@ -16,7 +17,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
     From rows that are centred already nothing is left to cancel: so it is done where the gradient of x is wanted.
     """
     x = x.to(weight.dtype)  # see rms_norm
-    if x.device.type == "cpu" and x.requires_grad:
+    if x.device.type == "cpu" and x.requires_grad and own_backward():
         return _LayerNorm.apply(x, weight, bias, epsilon)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
@@ -32,7 +33,7 @@ class _LayerNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         centred, mean, inverse, weight, bias = ctx.saved_tensors
         wanted = [True, True, bias is not None]
@@ -45,7 +46,7 @@ class _LayerNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:
     """weight * x / sqrt(mean(x^2) + epsilon). Shapes: x (..., D), weight (D,)."""
     x = x.to(weight.dtype)  # with autocast some come in bfloat16, and torch has no kernel for both formats
-    if x.device.type == "cpu" and x.requires_grad:
+    if x.device.type == "cpu" and x.requires_grad and own_backward():
         return _RMSNorm.apply(x, weight, epsilon)
     return F.rms_norm(x, weight.shape, weight, epsilon)
 
@@ -61,7 +62,7 @@ class _RMSNorm(torch.autograd.Function):
         return normalized * weight
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, None]:
         normalized, inverse, weight = ctx.saved_tensors
         d_normalized = d_y * weight

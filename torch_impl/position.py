@@ -1,6 +1,7 @@
 """Positions: sinusoidal, rotary, ALiBi. The tables are the spec's, since they are constants of the model."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -8,18 +9,54 @@ import torch
 from torch import Tensor
 
 from reference_numpy import position as spec
+from torch_impl.derivative import own_backward
+
+LENGTH = 1024  # positions in a table at least; a longer one has twice as many, and so on: few tables serve all lengths
+Tables = Callable[..., tuple[Tensor, ...]]
 
 
-@lru_cache(maxsize=64)
+def _remembered(make: Tables) -> Tables:
+    """`make`, which gives the same arguments the same tensors again; not those of a trace, which have no numbers."""
+    known: dict[Any, tuple[Tensor, ...]] = {}
+
+    @wraps(make)
+    def get(*arguments: Any) -> tuple[Tensor, ...]:
+        tables = known.get(arguments) or make(*arguments)
+        if all(type(table) is Tensor for table in tables):
+            known[arguments] = tables
+        return tables
+
+    return get
+
+
 def sinusoidal_table(start: int, stop: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(stop - start, D): the rows for positions start to stop - 1."""
-    return _constant(spec.sinusoidal_table(np.arange(start, stop), width, np.dtype(np.float64)), dtype, device)
+    (table,) = _sinusoidal(_length(stop), width, dtype, device)
+    return table.narrow(0, start, stop - start)  # as a slice the compiler would take the length for a constant
 
 
-@lru_cache(maxsize=64)
 def rotary_tables(start: int, stop: int, head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines, (stop - start, K/2) each, for positions start to stop - 1."""
-    tables = spec.rotary_tables(np.arange(start, stop), head_width, np.dtype(np.float64))
+    cosine, sine = _rotary(_length(stop), head_width, dtype, device)
+    return cosine.narrow(0, start, stop - start), sine.narrow(0, start, stop - start)
+
+
+def _length(stop: int) -> int:
+    """Of the table that holds positions up to `stop`."""
+    length = LENGTH
+    while length < stop:
+        length *= 2
+    return length
+
+
+@_remembered
+def _sinusoidal(length: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    return (_constant(spec.sinusoidal_table(np.arange(length), width, np.dtype(np.float64)), dtype, device),)
+
+
+@_remembered
+def _rotary(length: int, head_width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    tables = spec.rotary_tables(np.arange(length), head_width, np.dtype(np.float64))
     return _constant(tables.cosine, dtype, device), _constant(tables.sine, dtype, device)
 
 
@@ -30,7 +67,7 @@ def rotary(x: Tensor, start: int) -> Tensor:
     if x.shape[-1] % 2:
         raise ValueError(f"x: expected an even last axis, whose channels are turned in pairs, got {x.shape[-1]}")
     cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)
-    return _Rotary.apply(x, cosine, sine)
+    return _Rotary.apply(x, cosine, sine) if own_backward() else _rotate(x, cosine, sine)
 
 
 class _Rotary(torch.autograd.Function):
@@ -52,10 +89,15 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((a * cosine - b * sine, b * cosine + a * sine), dim=-1)
 
 
-@lru_cache(maxsize=64)
 def alibi_slopes(heads: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(H,): how fast each head forgets with distance."""
-    return _constant(spec.alibi_slopes(heads, np.dtype(np.float64)), dtype, device)
+    (slopes,) = _alibi(heads, dtype, device)
+    return slopes
+
+
+@_remembered
+def _alibi(heads: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    return (_constant(spec.alibi_slopes(heads, np.dtype(np.float64)), dtype, device),)
 
 
 def alibi_bias(slopes: Tensor, T: int, S: int) -> Tensor:
@@ -70,6 +112,6 @@ def _constant(table: np.ndarray, dtype: torch.dtype, device: torch.device) -> Te
 
 
 def make_tables_constant() -> None:
-    """For torch.compile, which would otherwise make the tables anew in every step, on the CPU."""
-    for table in (sinusoidal_table, rotary_tables, alibi_slopes):
-        torch.compiler.assume_constant_result(table.__wrapped__)
+    """For torch.compile, which would otherwise make the tables anew in every step, on the CPU: call it before."""
+    for tables in (_sinusoidal, _rotary, _alibi):
+        torch.compiler.assume_constant_result(tables)

@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch_impl.derivative import first_derivative, own_backward
+
 
 def softmax(x: Tensor, allowed: Tensor | None = None) -> Tensor:
     """p_i = exp(x_i) / sum_j exp(x_j) over the entries that are allowed: bool, broadcastable to x; None allows all.
 
     A row with nothing to choose from, or of nothing but -inf, gives 0 and gradient 0, where torch.softmax gives NaN.
     """
-    if torch.is_grad_enabled():
+    if own_backward():
         p: Tensor = _Softmax.apply(x, allowed)
         return p
     return _forward(x, allowed)
@@ -33,7 +35,7 @@ class _Softmax(torch.autograd.Function):
         return p
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_derivative
     def backward(ctx: Any, d_p: Tensor) -> tuple[Tensor, None]:
         (p,) = ctx.saved_tensors
         return torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype), None

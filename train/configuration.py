@@ -276,7 +276,7 @@ class AttentionConfig:
     output: str = "attention.png"
     """PNG file to write; a sequence-to-sequence model fills three, with -encoder, -decoder and -cross before the ending."""
     view: View = "model"
-    """All heads (model), those of a layer, one head, rollout over layers, statistics (entropy, distance), trace of a head."""
+    """All heads (model), those of a layer, one head, rollout over layers, statistics (entropy, distance), a head's trace."""
     layer: int = 0
     """Which layer, counted from 0, for layer, head and trace."""
     head: int = 0

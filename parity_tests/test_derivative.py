@@ -1,0 +1,37 @@
+"""The twin's own backward passes have no derivative, and say so."""
+
+import pytest
+import torch
+
+from torch_impl.activation import relu_squared
+from torch_impl.derivative import own_backward
+from torch_impl.linear import ONEDNN, linear
+from torch_impl.normalization import layer_norm, rms_norm
+from torch_impl.softmax import softmax
+
+ONES = torch.ones(3)
+OWN = {
+    "softmax": softmax,
+    "relu_squared": relu_squared,
+    "layer_norm": lambda x: layer_norm(x, ONES),
+    "rms_norm": lambda x: rms_norm(x, ONES),
+    **({"linear": lambda x: linear(x, torch.eye(3))} if ONEDNN is not None else {}),
+}
+
+
+@pytest.mark.parametrize("function", OWN.values(), ids=OWN)
+def test_a_second_derivative_is_refused(function):
+    """And not wrong: torch's once_differentiable lets it pass where the gradient that comes in is a constant."""
+    x = torch.tensor([[0.5, -1.0, 2.0]], requires_grad=True)
+    for y in (function(x).sum(), function(x).square().sum()):
+        with pytest.raises(RuntimeError, match="for first derivatives"):
+            torch.autograd.grad(y, x, create_graph=True)
+
+
+def test_where_a_backward_pass_of_our_own_is_used():
+    found = []
+    torch.func.grad(lambda x: (found.append(own_backward()), x.sum())[1])(ONES)
+    assert found == [False]
+    assert own_backward()
+    with torch.no_grad():
+        assert not own_backward()
