@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, np.ndarray]
 PARAMETERS = "parameters/"  # what their names begin with in an exported state
+ROWS = 8  # sequences whose logits are in float64 at once
 
 
 class Step(NamedTuple):
@@ -118,7 +119,8 @@ def with_dtype(options: TrainConfig) -> TrainConfig:
     if options.dtype != "auto":
         return options
     there = options.backend == "torch" and multiplies_bfloat16(torch_device(options.device))
-    return replace(options, dtype="bfloat16" if there else "float32")
+    residual = options.bfloat16_residual and there
+    return replace(options, dtype="bfloat16" if there else "float32", bfloat16_residual=residual)
 
 
 class NumpyBackend:
@@ -266,7 +268,7 @@ class TorchBackend:
         self._device = torch_device(options.device)
         _choose_products(options.tf32, self._device)
         if options.cuda_graphs:
-            _take_graphs(self._device)
+            _take_graphs(self._device, processes.count)
         self._dropout = dropout if self._device.type == "cpu" else _device_stream(self._device, dropout)
         dtype = torch.float64 if next(iter(parameters.values())).dtype == np.float64 else torch.float32
         self._model = Transformer(model).to(device=self._device, dtype=dtype)
@@ -324,13 +326,17 @@ class TorchBackend:
             optimizer.step()
 
     def evaluate_loss(self, batch: Batch) -> float:
+        import torch
+
         from torch_impl.loss import cross_entropy
 
         part, _ = batch.share(self._processes.rank, self._processes.count)
         logits, targets = self._logits(part), self._tensor(part.targets)
         if self._device.type == "mps":  # it has no float64
             logits, targets = logits.cpu(), targets.cpu()
-        return float(self._processes.sum(cross_entropy(logits.double(), targets, count=1)))
+        parts = zip(logits.split(ROWS), targets.split(ROWS), strict=True)  # float64 takes room
+        losses = [cross_entropy(rows.double(), own, count=1) for rows, own in parts]
+        return float(self._processes.sum(torch.stack(losses).sum()))
 
     def gradients(self, batch: Batch) -> Arrays:
         from torch_impl.loss import cross_entropy
@@ -458,12 +464,15 @@ def _choose_products(tf32: bool, device: torch.device) -> None:
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
 
-def _take_graphs(device: torch.device) -> None:
-    """Raises: ValueError on a device without CUDA graphs, and for a second model with them: in a process that had trained
-    another, steps once repeated the dropout masks of earlier ones (torch 2.11, H200), in a new one they did not."""
+def _take_graphs(device: torch.device, processes: int) -> None:
+    """Raises: ValueError on a device without CUDA graphs; for several processes, with which nobody has tried them; and for a
+    second model with them: in a process that had trained another, steps once repeated the dropout masks of earlier ones
+    (torch 2.11, H200), in a new one they did not."""
     global _graphs_taken
     if device.type != "cuda":
         raise ValueError(f"cuda_graphs: expected none on a device other than cuda, got them on {device.type}")
+    if processes > 1:
+        raise ValueError(f"cuda_graphs: expected one process, got {processes}")
     if _graphs_taken:
         raise ValueError("cuda_graphs: expected one model per process, got a second")
     _graphs_taken = True

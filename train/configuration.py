@@ -199,6 +199,11 @@ class TrainConfig:
         _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
         if self.average > 1:
             _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
+            most = -(-self.steps // self.checkpoint_every)
+            _require(self.average <= most, "average", f"at most the {most} checkpoints of the run", self.average)
+        if self.schedule in ("cosine", "stable_decay"):
+            least, most_rate = self.minimum_learning_rate, self.learning_rate
+            _require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")
         _require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
         noisy = self.input_noise > 0
         _require(not noisy or self.task == "language_model", "input_noise", "0 for this task", self.input_noise)
@@ -206,6 +211,7 @@ class TrainConfig:
             _require(self.compile, "cuda_graphs", "none without compile", self.cuda_graphs)
             _require(self.accumulate == 1, "accumulate", "1 with cuda_graphs", self.accumulate)
         if self.bfloat16_residual:
+            _require(self.model.norm_position == "pre", "norm_position", "pre with bfloat16_residual", "post")
             _require(self.dtype in ("bfloat16", "auto"), "dtype", "bfloat16 with bfloat16_residual", self.dtype)
         if self.backend == "numpy":
             _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)

@@ -34,7 +34,7 @@ import torch
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
-from train.backend import create_backend, torch_device
+from train.backend import create_backend, torch_device, with_dtype
 from train.check import check
 from train.checkpoint import output_folder, write_atomically
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
@@ -166,8 +166,9 @@ def _done(options: argparse.Namespace, part: str, which: str) -> int:
             _write(out / f"shakespeare-{which}.json", shakespeare(options, int(which)))
             return 0
     variant = next(variant for variant in (*VARIANTS, TINY_VARIANT) if variant.name == which)
-    _write(out / f"step-{which}.json", measured_step(options.tiny, variant, device))
-    return 0
+    found = measured_step(options.tiny, variant, device)
+    _write(out / f"step-{which}.json", found)
+    return int("failed" in found)
 
 
 def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
@@ -180,7 +181,7 @@ def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
 
 def new_masks(tiny: bool, device: str) -> dict[str, Any]:
     """Whether steps that change nothing, on one batch, have different losses: then each drops other units."""
-    losses = _losses(TrainConfig(learning_rate=1e-30, **_ways(tiny, device)), 0.5, 8)
+    losses = _losses(TrainConfig(learning_rate=1e-30, schedule="constant", **_ways(tiny, device)), 0.5, 8)
     return {"new_masks": len(set(losses)) == len(losses), "losses": losses}
 
 
@@ -205,6 +206,7 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     config = train_config(chosen | {"corpus": _corpus(options)}, "--set")
     outcome = train_and_report(config)
+    config = replace(config, model=replace(config.model, vocabulary=_symbols(folder)))
     return {
         "seed": seed,
         "date": _now(),
@@ -212,8 +214,8 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "training_seconds": outcome.training_seconds,  # of all steps, the compilation in the first one too
         "evaluation_seconds": outcome.evaluation_seconds,
         "seconds": time.perf_counter() - start,  # of all, with the text, the figures and the sample
-        "parameters": parameter_count(replace(config.model, vocabulary=_symbols(folder))),
-        "utilisation": utilisation(config, read_log(folder)),
+        "parameters": parameter_count(config.model),
+        "utilisation": utilisation(with_dtype(config), read_log(folder)),
         "peak_memory_bytes": peak_memory(),
         "changes": changes,
         "environment": environment() | {"gpu": gpu_name()},

@@ -36,10 +36,14 @@ def objective(model: Transformer, options: TrainConfig, processes: int) -> Any:
     """The module to call in training, as the options ask: recomputing, divided, compiled.
 
     With several processes, a backward pass leaves the mean of their gradients in the parameters. `model` is changed in
-    place: with fsdp its parameters are divided from now on, so the optimizer has to come after."""
+    place: with fsdp its parameters are divided from now on, so the optimizer has to come after. Raises: ValueError for
+    what torch cannot do together."""
     for module in model.modules():
         if isinstance(module, Stack):
             module.recompute = options.checkpoint_activations
+    drops = model.config.dropout > 0 and model.device.type != "cuda"
+    if options.compile and options.checkpoint_activations and drops:
+        raise ValueError("checkpoint_activations: expected none with compile and dropout, unless on cuda, got them together")
     model.residual_dtype = torch.bfloat16 if options.bfloat16_residual else None
     if processes > 1 and options.parallel == "fsdp":
         from torch.distributed.fsdp import fully_shard  # imported late: it takes a while

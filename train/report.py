@@ -25,11 +25,14 @@ EXCERPT_LINES = 12
 def train_and_report(config: TrainConfig) -> Outcome:
     """Trains, fills the run folder with figures and a sample, prints where they are. Raises: as `prepare` and `run`."""
     with connected(config) as processes, contextlib.ExitStack() as stack:
-        if config.resume is not None and processes.writes:  # before anything in it is read
-            stack.enter_context(run_folder.held(Path(config.resume)))
+        name = "output" if config.resume is None else "resume"
+        folder = getattr(config, name)
+        before = folder is not None and Path(folder).is_dir()  # held before anything in it is read, or overwritten
+        if before and processes.writes:
+            stack.enter_context(run_folder.held(Path(folder), name))
         trainer = prepare(config, processes)
-        if config.resume is None and processes.writes:
-            stack.enter_context(run_folder.held(trainer.folder))
+        if not before and processes.writes:
+            stack.enter_context(run_folder.held(trainer.folder, name))
         if processes.writes:
             print(trainer.describe(), flush=True)
         outcome = trainer.run()

@@ -70,8 +70,9 @@ def _is_run(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """While it is open, no other process of this machine can hold the folder. Raises: ValueError when one does.
+def held(folder: Path, name: str) -> Iterator[None]:
+    """While it is open, no other process of this machine can hold the folder. Raises: ValueError when one does; it begins
+    with `name`, the option that names the folder.
 
     The system lets go of it when the process ends, however it ends. Without such locks (Windows) nothing is held."""
     try:
@@ -84,7 +85,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"resume: expected a run that no other process trains, got {str(folder)!r}") from None
+            raise ValueError(f"{name}: expected a run that no other process trains, got {str(folder)!r}") from None
         yield
     finally:
         os.close(handle)
@@ -98,8 +99,10 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
     if config.resume is None:
         if not config.overwrite and any(folder.iterdir()):
             raise ValueError(f"output: expected {str(folder)!r} to be still empty; another run has begun there meanwhile")
-        for path in [*own_files(folder), *folder.glob(".*.part")]:  # the last are of a process that was killed
+        for path in own_files(folder):
             path.unlink()
+    for path in folder.glob(".*.part"):  # of a process that was killed
+        path.unlink()
     for name, file in files.items():
         write_atomically(folder / name, file)
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}

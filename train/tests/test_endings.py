@@ -85,8 +85,11 @@ def test_a_run_is_trained_by_one_process_at_a_time(tmp_path):
     before = snapshot(tmp_path / "run")
     again = replace(resumed(read_run_config(tmp_path / "run"), tmp_path / "run"), steps=4)
     message = "resume: expected a run that no other process trains"
-    with run_folder.held(tmp_path / "run"), pytest.raises(ValueError, match=message):
-        train_and_report(again)
+    with run_folder.held(tmp_path / "run", "output"):
+        with pytest.raises(ValueError, match=message):
+            train_and_report(again)
+        with pytest.raises(ValueError, match="output: expected a run that no other process trains"):
+            train_and_report(replace(config, overwrite=True))
     assert snapshot(tmp_path / "run") == before
     assert train_and_report(again).folder == tmp_path / "run"
 
@@ -113,7 +116,7 @@ def test_an_overwritten_run_leaves_nothing_to_average(tmp_path):
     config = options(tmp_path / "run", steps=12, checkpoint_every=4, average=3)
     run(config)
     (tmp_path / "run" / ".model.safetensors.1.part").write_bytes(b"of a process that was killed")
-    folder = run(replace(config, steps=6, checkpoint_every=3, overwrite=True))
+    folder = run(replace(config, steps=6, checkpoint_every=3, average=2, overwrite=True))
     assert [step for step, _ in run_folder.kept(folder)] == [3, 6]
     assert not list(folder.glob(".*.part"))
     assert not {"output", "overwrite", "resume"} & set(json.loads((folder / "config.json").read_text())["options"])
@@ -152,8 +155,8 @@ def test_a_finished_run_that_has_kept_no_models_has_no_mean(tmp_path):
     config = options(tmp_path / "run", steps=4)
     folder = run(config)
     before = snapshot(folder)
-    with pytest.raises(ValueError, match="average: expected 0 for a finished run that has kept no models, got 3"):
-        run(replace(resumed(config, folder), average=3, checkpoint_every=2))
+    with pytest.raises(ValueError, match="average: expected 0 for a finished run that has kept no models, got 2"):
+        run(replace(resumed(config, folder), average=2, checkpoint_every=2))
     assert snapshot(folder) == before
 
 

@@ -196,7 +196,7 @@ def test_lines_of_positions_are_of_what_they_say(tmp_path, monkeypatch):
     assert (drawn["learned"] == by_distance(learned)).all()
     theta = 10000.0 ** (-np.arange(0, 8, 2) / 8)
     expected = np.cos(np.arange(20)[:, None] * theta).mean(axis=1)
-    assert (abs(drawn["rotary, 8 channels"] - expected) <= 20 * np.finfo(np.float64).eps).all()  # of angles below 20
+    assert (abs(drawn["rotary, 8 equal channels"] - expected) <= 20 * np.finfo(np.float64).eps).all()  # of angles below 20
 
 
 # Checks, formats, complexity

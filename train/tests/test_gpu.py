@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -99,6 +100,9 @@ def test_flops_per_token():
     gpt2 = known_models()["gpt2"].config
     vectors_and_positions = parameter_count(gpt2) - training_flops_per_token(gpt2, 0) / 6
     assert 1024 * 768 <= vectors_and_positions <= 1024 * 768 + 0.001 * parameter_count(gpt2)
+    for changes, seen in (({"window": 2}, 3), ({"window": 4}, 5), ({"attention": "linear"}, 2)):
+        other = replace(model, **changes)
+        assert training_flops_per_token(other, 5) == 6 * (7 * 4 + 3 * one_layer) + 12 * 3 * seen * 4
     untied = ModelConfig(vocabulary=7, width=4, layers=3, heads=2, context=5, tied=False)
     assert training_flops_per_token(untied, 5) == training_flops_per_token(model, 5)
     with pytest.raises(ValueError, match="flops: expected a model of one stack"):
@@ -110,6 +114,8 @@ def test_peaks():
     assert peak_flops("NVIDIA H100 PCIe", "bfloat16") == 756e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "float32", tf32=True) == 156e12
     assert peak_flops("NVIDIA A100-SXM4-80GB", "float32") == 19.5e12
-    assert peak_flops("some other device", "bfloat16") is None
+    others = ("some other device", "NVIDIA RTX A1000 Laptop GPU", "NVIDIA H100 NVL", "NVIDIA GeForce RTX 4090 D")
+    for other in (*others, "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-40GB MIG 1g.5gb"):
+        assert peak_flops(other, "bfloat16") is None
     assert peak_flops("NVIDIA H100 80GB HBM3", "float64") is None
     assert all(formats["bfloat16"] > formats["tf32"] >= formats["float32"] for formats in PEAKS.values())

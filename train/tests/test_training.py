@@ -363,9 +363,27 @@ def test_cuda_graphs_are_for_one_model_on_a_gpu(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cuda_graphs: expected none on a device other than cuda, got them on cpu"):
         prepare(options(tmp_path / "run", cuda_graphs=True, compile=True, accumulate=1))
     monkeypatch.setattr("train.backend._graphs_taken", False)
-    _take_graphs(torch.device("cuda"))
+    with pytest.raises(ValueError, match="cuda_graphs: expected one process, got 2"):
+        _take_graphs(torch.device("cuda"), 2)
+    _take_graphs(torch.device("cuda"), 1)
     with pytest.raises(ValueError, match="cuda_graphs: expected one model per process, got a second"):
-        _take_graphs(torch.device("cuda"))
+        _take_graphs(torch.device("cuda"), 1)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
+def test_compiled_blocks_are_recomputed_without_dropout_alone(tmp_path, monkeypatch):
+    """torch's compiler cannot set NumPy's stream back, as the second forward pass would have to."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    both = {"compile": True, "checkpoint_activations": True, "steps": 2}
+    with pytest.raises(ValueError, match="checkpoint_activations: expected none with compile and dropout"):
+        prepare(options(tmp_path / "dropping", **both))
+    run(options(tmp_path / "run", dropout=0.0, **both))
+
+
+def test_a_residual_stream_stays_as_it_is_where_auto_is_not_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: False)
+    folder = run(options(tmp_path / "run", dtype="auto", bfloat16_residual=True, steps=2))
+    assert read_run_config(folder).bfloat16_residual is False
 
 
 @pytest.mark.parametrize(("backend", "there"), [("torch", True), ("torch", False), ("numpy", True)])
