@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,6 +117,8 @@ def _rounded(value: Any) -> Any:
 def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
     """The gallery in Markdown, a section per pitfall, from what is in pitfalls.json."""
     lines = ["# What mistakes look like", "", *ABOUT, ""]
+    every = [result["options"] for result in results.values()]
+    base = {name: max(values, key=values.count) for name, values in _values(every).items()}
     for name, result in results.items():
         right, wrong = result["right"], result["with_the_mistake"]
         lines += [
@@ -125,7 +127,8 @@ def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
             f"{result['mistake']} {result['recognise']}".strip(),
             "",
             f"Exact validation loss: {_loss(right)} as it should be, {_loss(wrong)} with the mistake."
-            + _matches(right, wrong),
+            + _matches(right, wrong)
+            + _of_both(result["options"], base),
             "",
             f"![loss, gradient norms and attention entropy: {result['title']}]({name}.png)",
             "",
@@ -139,6 +142,17 @@ def gallery(results: Mapping[str, Mapping[str, Any]]) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _values(every: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """By option the value that each pitfall gives it; None where it does not."""
+    return {name: [options.get(name) for options in every] for name in dict.fromkeys(name for o in every for name in o)}
+
+
+def _of_both(options: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """The options that both runs have and most pitfalls have not."""
+    own = ", ".join(f"`{name} = {value}`" for name, value in options.items() if value != base[name])
+    return f" Both with {own}." if own else ""
 
 
 def _loss(record: Record) -> str:
