@@ -105,6 +105,11 @@ def test_an_odd_number_of_channels_cannot_turn_in_pairs(rotate):
         rotate(np.zeros((1, 1, 2, 3)))
 
 
+def test_integers_do_not_turn():
+    with pytest.raises(ValueError, match="x: expected floating-point numbers, got int64"):
+        spec.rotary_forward(np.ones((1, 1, 2, 4), np.int64), np.arange(2))
+
+
 def test_alibi_slopes_of_the_paper():
     assert spec.alibi_slopes(8, F64).tolist() == [2.0**-h for h in range(1, 9)]
     twelve = spec.alibi_slopes(12, F64).tolist()  # 8 heads' slopes, then every other of 16 heads'

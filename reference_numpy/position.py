@@ -44,8 +44,10 @@ def rotary_forward(x: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, Ro
 
     Shapes: x (B, H, T, K), K even; positions (T,) integers. The pair is (i, i + K/2), two contiguous halves, as in GPT-NeoX;
     the paper pairs (2i, 2i+1), the same up to a fixed order of the channels. A query turned by s times a key turned by t
-    depends on s - t alone. Raises ValueError for an odd K.
+    depends on s - t alone. Raises ValueError for an odd K, and for integers, which the tables would be rounded to.
     """
+    if x.dtype.kind not in "fc":
+        raise ValueError(f"x: expected floating-point numbers, got {x.dtype}")
     if x.shape[-1] % 2:
         raise ValueError(f"x: expected an even last axis, whose channels are turned in pairs, got {x.shape[-1]}")
     cache = rotary_tables(positions, x.shape[-1], x.dtype)

@@ -170,7 +170,7 @@ def table(results: Sequence[dict[str, Any]], questions: dict[str, str], options:
         loss = f"{result['mean']:.4f} ± {result['interval']:.4f}" if "mean" in result else ""
         difference = p = ""
         if "p_holm" in result:
-            difference = f"{result['difference']:+.4f} ± {result['difference_interval']:.4f}"
+            difference = f"{result['difference']:+.4f} ± {result['difference_interval']:.4f}".replace("-", "−")
             p = f"{result['p_holm']:.2g}"
         lines.append(f"| {result['name']} | {result['parameters']:,} | {loss} | {difference} | {p} | {verdict(result)} |")
     return "\n".join([*lines, ""])
