@@ -9,7 +9,7 @@ import torch
 from reference_numpy.decode import decoding_context, sample
 from torch_impl.attention import MultiHeadAttention
 from torch_impl.block import BlockPast
-from torch_impl.linear import Linear, PackedLinear, is_plain
+from torch_impl.linear import PackedLinear, is_plain
 from torch_impl.model import Transformer
 from torch_impl.parameters import as_numpy
 
@@ -94,6 +94,6 @@ def _packed(model: Transformer, bfloat16: bool) -> Transformer:
             module.together = PackedLinear(module.projections, bfloat16)
             del module.query, module.key, module.value
         for name, child in module.named_children():
-            if is_plain(child) and isinstance(child, Linear) and module is not packed:
+            if is_plain(child) and module is not packed:
                 setattr(module, name, PackedLinear((child,), bfloat16))
     return packed

@@ -1,7 +1,7 @@
 """The linear layer, y = x W^T + b."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class Linear(nn.Module):
         return linear(x, self.weight, self.bias)
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
     """Whether x W^T + b is all that a call of the layer does, so that its parameters may be used without the call: nothing
     was put in its place (as for LoRA or pruning), nobody listens to it."""
     listeners = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
