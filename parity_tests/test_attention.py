@@ -275,9 +275,9 @@ def test_a_memory_is_for_cross_attention_and_given_once():
     config = ModelConfig(kind="encoder_decoder", width=4, heads=2, layers=1)
     parameters = random_parameters(scope(parameter_shapes(config), "decoder.blocks.0.cross_attention"), 0)
     x, past, twin_past = np.ones((1, 2, 4)), spec.KeyValue(), twin.KeyValue()
-    with pytest.raises(ValueError, match="memory: expected one for cross-attention only"):
+    with pytest.raises(ValueError, match="memory: expected none in self-attention, got one"):
         spec.multi_head_attention_forward(x, x, parameters, config)
-    with pytest.raises(ValueError, match="memory: expected one for cross-attention only"):
+    with pytest.raises(ValueError, match="memory: expected none in self-attention, got one"):
         twin.MultiHeadAttention(config).double()(torch.from_numpy(x), torch.from_numpy(x))
     module = twin.MultiHeadAttention(config, cross=True).double()
     spec.multi_head_attention_forward(x, x, parameters, config, past=past, cross=True)
@@ -297,6 +297,58 @@ def test_a_forward_with_a_past_has_no_backward(attention):
         output, cache = spec.multi_head_attention_forward(x, None, parameters, config, causal=True, past=past)
         with pytest.raises(AssertionError, match="a forward with a past has no backward"):
             spec.multi_head_attention_backward(output, cache)
+
+
+@given(st.data(), sizes(1, 3), sizes(0, 5), seeds)
+def test_one_query_after_others(data, B, earlier, seed):
+    """Where a past is continued by one token, no key is copied and none behind the window is read, whatever the mask: the
+    same as the last row of all tokens at once."""
+    config = data.draw(configs(kind="decoder", attention="softmax"))
+    parameters = random_parameters(scope(parameter_shapes(config), "blocks.0.attention"), seed)
+    T, x = earlier + 1, np.random.default_rng(seed).standard_normal((B, earlier + 1, config.width))
+    mask = data.draw(attention_masks(B, config.heads, T, T))
+
+    def whole(x, *values):
+        own = dict(zip(parameters, values, strict=True))
+        return spec.multi_head_attention_forward(x, None, own, config, mask, causal=True)[0][:, -1]
+
+    truth, bound = bound_of(whole, x, *parameters.values(), format="float64", factor=2.0)
+    module = twin.MultiHeadAttention(config).double()
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
+    rows_differ = mask is not None and mask.ndim > 1
+    last = mask[..., -1:, :] if rows_differ else mask  # of the last query
+    past, twin_past = spec.KeyValue(), twin.KeyValue()
+    if earlier:  # what these give is not looked at
+        spec.multi_head_attention_forward(x[:, :-1], None, parameters, config, causal=True, past=past)
+        module(torch.from_numpy(x[:, :-1]), causal=True, past=twin_past)
+    ours, _ = spec.multi_head_attention_forward(x[:, -1:], None, parameters, config, last, causal=True, past=past)
+    assert_within(ours[:, 0], truth, bound, "spec")
+    twin_mask = None if last is None else torch.from_numpy(np.array(last))
+    theirs = module(torch.from_numpy(x[:, -1:]), mask=twin_mask, causal=True, past=twin_past)
+    assert_within(theirs[:, 0].detach().numpy(), truth, bound, "twin")
+
+
+def test_one_query_copies_no_key(monkeypatch):
+    """Two of four heads share a key, and decoding reads the buffers themselves, of a window its keys alone."""
+    config = ModelConfig(width=8, heads=4, key_value_heads=2, layers=1, window=3)
+    parameters = random_parameters(scope(parameter_shapes(config), "blocks.0.attention"), 0)
+    module = twin.MultiHeadAttention(config).double()
+    module.load_state_dict({name: torch.from_numpy(value) for name, value in parameters.items()})
+    x, past, twin_past = np.ones((1, 5, 8)), spec.KeyValue(), twin.KeyValue()
+    spec.multi_head_attention_forward(x, None, parameters, config, causal=True, past=past)
+    module(torch.from_numpy(x), causal=True, past=twin_past)
+    read = []
+    for where, name in ((spec, "scaled_dot_product_attention_forward"), (twin, "flash_attention")):
+        run = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *arguments, run=run, **rest: read.append(arguments) or run(*arguments, **rest))
+    spec.multi_head_attention_forward(x[:, :1], None, parameters, config, causal=True, past=past)
+    module(torch.from_numpy(x[:, :1]), causal=True, past=twin_past)
+    (query, key, value, _), (twin_query, twin_key, twin_value, _) = read
+    assert query.shape == twin_query.shape == key[..., :2, :].shape == twin_key[..., :2, :].shape == (1, 2, 2, 2)
+    assert key.shape[2] == value.shape[2] == twin_key.shape[2] == twin_value.shape[2] == 3
+    assert np.shares_memory(key, past.key) and np.shares_memory(value, past.value)
+    for tensor, buffer in ((twin_key, twin_past.key), (twin_value, twin_past.value)):
+        assert tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
 
 
 def test_one_query_needs_no_causal_mask(monkeypatch):

@@ -112,7 +112,7 @@ def test_what_padding_holds_is_never_seen():
 
 def test_a_mask_of_pairs_is_refused():
     x, mask = np.zeros((1, 1, 3, 2)), np.ones((3, 3), bool)
-    message = r"linear_attention: mask must be over keys, \(B, H, 1, S\), got \(3, 3\)"
+    message = r"mask: expected one over keys, \(B, H, 1, S\), got \(3, 3\)"
     with pytest.raises(ValueError, match=message):
         spec.linear_attention_forward(x, x, x, mask)
     with pytest.raises(ValueError, match=message):
@@ -122,8 +122,8 @@ def test_a_mask_of_pairs_is_refused():
 def test_errors():
     x, y = np.zeros((1, 1, 3, 2)), np.zeros((1, 1, 5, 2))
     for arguments, causal, message in (
-        ((x, y, y), True, "linear_attention: expected as many keys as queries, 3, got 5"),
-        ((x, y, x), False, r"attention: value must be \(B, H, S, K\) = \(1, 1, 5, 2\), got \(1, 1, 3, 2\)"),
+        ((x, y, y), True, "key: expected as many as there are queries, 3, got 5"),
+        ((x, y, x), False, r"value: expected shape \(B, H, S, K\) = \(1, 1, 5, 2\), got \(1, 1, 3, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):
             spec.linear_attention_forward(*arguments, causal=causal)

@@ -69,14 +69,14 @@ def test_only_seen(B, S, K):
     [
         (
             {"mask": np.ones((5, 3), bool)},
-            r"mask must be bool and broadcast to \(B, H, T, S\) = \(2, 4, 3, 5\), got bool \(5, 3\)",
+            r"mask: expected bool that broadcasts to \(B, H, T, S\) = \(2, 4, 3, 5\), got bool \(5, 3\)",
         ),
-        ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask must .* got bool \(1, 2, 4, 3, 5\)"),
-        ({"mask": np.ones((3, 5))}, r"mask must be bool and broadcast to .* got float64 \(3, 5\)"),
-        ({"key": np.zeros((2, 4, 5, 7))}, r"key must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
-        ({"query": np.zeros((3, 6))}, r"query must have 4 axes, batch, head, length and width, got shape \(3, 6\)"),
-        ({"key": np.zeros((4, 5, 6))}, r"key must have 4 axes, batch, head, length and width, got shape \(4, 5, 6\)"),
-        ({"value": np.zeros((2, 4, 4, 6))}, r"value must be \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),
+        ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask: expected .* got bool \(1, 2, 4, 3, 5\)"),
+        ({"mask": np.ones((3, 5))}, r"mask: expected bool that broadcasts to .* got float64 \(3, 5\)"),
+        ({"key": np.zeros((2, 4, 5, 7))}, r"key: expected shape \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
+        ({"query": np.zeros((3, 6))}, r"query: expected 4 axes, batch, head, length and width, got shape \(3, 6\)"),
+        ({"key": np.zeros((4, 5, 6))}, r"key: expected 4 axes, batch, head, length and width, got shape \(4, 5, 6\)"),
+        ({"value": np.zeros((2, 4, 4, 6))}, r"value: expected shape \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 4, 6\)"),
     ],
 )
 def test_shapes_that_do_not_fit(change, message):

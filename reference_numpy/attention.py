@@ -222,7 +222,7 @@ def multi_head_attention_forward(
     ValueError for cross-attention over neither or both, and for a memory without `cross`.
     """
     if memory is not None and not cross:
-        raise ValueError("memory: expected one for cross-attention only")
+        raise ValueError("memory: expected none in self-attention, got one")
     filled = cross and memory is None
     if cross and filled != (past is not None and past.key is not None):
         got = "neither" if filled else "both"
@@ -303,6 +303,10 @@ def _attend(
     cross: bool,
 ) -> tuple[np.ndarray, AttentionCache | CausalCache | LinearAttentionCache]:
     """Run the form of attention that the config names."""
+    slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
+    window = None if cross else config.window
+    if past is not None and config.attention == "softmax" and query.shape[2] == 1 and slopes is None and _for_all_heads(mask):
+        return _attend_last(query, key, value, mask, window, config.softcap)
     every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
     if config.attention == "linear":
         own = None if cross else past
@@ -312,8 +316,6 @@ def _attend(
         if own is not None:
             own.state, own.length = linear.state, own.length + key.shape[2]
         return output, linear
-    slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
-    window = None if cross else config.window
     options: dict[str, Any] = {"window": window, "slopes": slopes, "softcap": config.softcap}
     cache: AttentionCache | CausalCache
     if causal and mask is None and ROWS < query.shape[2] == key.shape[2]:
@@ -321,6 +323,32 @@ def _attend(
     else:
         output, cache = scaled_dot_product_attention_forward(*every, mask, causal=causal, **options)
     return output, cache
+
+
+def _attend_last(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    mask: np.ndarray | None,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[np.ndarray, AttentionCache]:
+    """Attention of one query, the last, without a backward pass: query (B, H, 1, K), key and value (B, G, S, K).
+
+    No key is copied: heads that share keys are rows of one query matrix, and beyond the window nothing is read.
+    """
+    B, H, _, K = query.shape
+    first = 0 if window is None else -window
+    key, value = key[:, :, first:], value[:, :, first:]
+    mask = None if mask is None else np.atleast_2d(mask)[..., first:]
+    rows = query.reshape(B, key.shape[1], -1, K)  # (B, G, H/G, K)
+    output, cache = scaled_dot_product_attention_forward(rows, key, value, mask, softcap=softcap)
+    return output.reshape(B, H, 1, K), cache
+
+
+def _for_all_heads(mask: np.ndarray | None) -> bool:
+    """Whether a mask (..., H, T, S) is the same for all heads."""
+    return mask is None or mask.ndim < 3 or mask.shape[-3] == 1
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:

@@ -96,7 +96,8 @@ class ModelConfig:
             self.initial_deviation,
         )
         if self.position == "rotary":
-            _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", self.heads)
+            got = f"{self.heads} of width {self.head_width}"
+            _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", got)
         if self.attention == "linear":
             added = self.position not in ("rotary", "alibi")
             _require(added, "position", "none, sinusoidal or learned for linear attention", self.position)

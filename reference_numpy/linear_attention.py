@@ -48,12 +48,12 @@ def linear_attention_forward(
     """
     check_attention_shapes(query, key, value, mask)
     if causal and query.shape[2] != key.shape[2]:
-        raise ValueError(f"linear_attention: expected as many keys as queries, {query.shape[2]}, got {key.shape[2]}")
+        raise ValueError(f"key: expected as many as there are queries, {query.shape[2]}, got {key.shape[2]}")
     seen = None
     if mask is not None:
         mask = np.atleast_2d(mask)
         if mask.shape[-2] != 1:
-            raise ValueError(f"linear_attention: mask must be over keys, (B, H, 1, S), got {mask.shape}")
+            raise ValueError(f"mask: expected one over keys, (B, H, 1, S), got {mask.shape}")
         seen = mask.mT  # (B, H, S, 1)
     key, value = only_seen(key, seen), only_seen(value, seen)
     query_features, key_features = _features(query), only_seen(_features(key), seen)

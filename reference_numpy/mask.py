@@ -47,16 +47,16 @@ def check_attention_shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray
     """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
     for name, array in (("query", query), ("key", key), ("value", value)):
         if array.ndim != 4:
-            raise ValueError(f"attention: {name} must have 4 axes, batch, head, length and width, got shape {array.shape}")
+            raise ValueError(f"{name}: expected 4 axes, batch, head, length and width, got shape {array.shape}")
     B, H, T, K = query.shape
     S = key.shape[2]
     for name, array in (("key", key), ("value", value)):
         if array.shape != (B, H, S, K):
-            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {array.shape}")
+            raise ValueError(f"{name}: expected shape (B, H, S, K) = {(B, H, S, K)}, got {array.shape}")
     if mask is None:
         return
     fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(mask.shape[::-1], (S, T, H, B), strict=False))
     if mask.dtype != bool or not fits:
         raise ValueError(
-            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {mask.shape}"
+            f"mask: expected bool that broadcasts to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {mask.shape}"
         )

@@ -64,7 +64,9 @@ def model_forward(
     started = past is not None and past[0].own.length > 0
     wants_source = config.kind == "encoder_decoder" and not started
     if wants_source != (source is not None):
-        raise ValueError(f"source: expected {'one' if wants_source else 'none'} for kind {config.kind}")
+        expected, got = ("one", "none") if wants_source else ("none", "one")
+        goes_on = " that goes on from a past" if started else ""
+        raise ValueError(f"source: expected {expected} for kind {config.kind}{goes_on}, got {got}")
     encoder_cache = memory = None
     if source is not None:
         memory, encoder_cache = _stack_forward(

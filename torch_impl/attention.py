@@ -125,7 +125,7 @@ class MultiHeadAttention(nn.Module):
         config = self.config
         start = 0 if past is None or self.cross else past.length
         if memory is not None and not self.cross:
-            raise ValueError("memory: expected one for cross-attention only")
+            raise ValueError("memory: expected none in self-attention, got one")
         if self.cross and (memory is None) != (past is not None and past.key is not None):
             got = "neither" if memory is None else "both"
             raise ValueError(f"memory: expected one for cross-attention, or a past that was filled by one, got {got}")
@@ -142,9 +142,7 @@ class MultiHeadAttention(nn.Module):
                 query, key = rotary(query, start), rotary(key, start)
             if past is not None and (self.cross or config.attention == "softmax"):
                 key, value = past.append(key, value)
-        attended = self._attend(
-            query, repeat_heads(key, config.heads), repeat_heads(value, config.heads), mask, causal, past, keep
-        )
+        attended = self._attend(query, key, value, mask, causal, past, keep)
         return self.output(merge_heads(attended))
 
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,8 +181,16 @@ class MultiHeadAttention(nn.Module):
         past: KeyValue | None,
         keep: list[Tensor] | None,
     ) -> Tensor:
-        """Run the form of attention that the config names; the fused one unless its weights or its scores are wanted."""
+        """Run the form of attention that the config names."""
         config = self.config
+        slopes = None
+        if config.position == "alibi" and not self.cross:
+            slopes = alibi_slopes(config.heads, query.dtype, query.device)
+        window = None if self.cross else config.window
+        alone = past is not None and query.shape[2] == 1 and slopes is None and keep is None
+        if config.attention == "softmax" and alone and _for_all_heads(mask):
+            return self._attend_last(query, key, value, mask, window)
+        key, value = repeat_heads(key, config.heads), repeat_heads(value, config.heads)
         if config.attention == "linear":
             state = None if past is None or self.cross else past.state
             if mask is not None:  # of earlier tokens the state holds what was not masked
@@ -193,19 +199,46 @@ class MultiHeadAttention(nn.Module):
             if past is not None and not self.cross:
                 past.state, past.length = state, past.length + key.shape[2]
             return output
-        slopes = None
-        if config.position == "alibi" and not self.cross:
-            slopes = alibi_slopes(config.heads, query.dtype, query.device)
-        window = None if self.cross else config.window
-        explicit = keep is not None or config.softcap is not None or _compiler_fuses(query, key)
+        return self._softmax_attention(query, key, value, mask, causal, window, slopes, keep)
+
+    def _attend_last(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None) -> Tensor:
+        """Attention of one query, the last: query (B, H, 1, K), key and value (B, G, S, K).
+
+        No key is copied: heads that share keys are rows of one query matrix, and beyond the window nothing is read."""
+        B, H, _, K = query.shape
+        first = 0 if window is None else -window
+        key, value = key[:, :, first:], value[:, :, first:]
+        mask = None if mask is None else torch.atleast_2d(mask)[..., first:]
+        rows = query.reshape(B, key.shape[1], -1, K)  # (B, G, H/G, K)
+        return self._softmax_attention(rows, key, value, mask).reshape(B, H, 1, K)
+
+    def _softmax_attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        causal: bool = False,
+        window: int | None = None,
+        slopes: Tensor | None = None,
+        keep: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Softmax attention, the fused form unless its weights or its scores are wanted."""
+        softcap = self.config.softcap
+        explicit = keep is not None or softcap is not None or _compiler_fuses(query, key)
         if not explicit and not in_torch_func():  # the fused kernels have no rules for all of its transforms
             return flash_attention(query, key, value, mask, causal=causal, window=window, slopes=slopes)
         output, weights = scaled_dot_product_attention(
-            query, key, value, mask, causal=causal, window=window, slopes=slopes, softcap=config.softcap
+            query, key, value, mask, causal=causal, window=window, slopes=slopes, softcap=softcap
         )
         if keep is not None:
             keep.append(weights)
         return output
+
+
+def _for_all_heads(mask: Tensor | None) -> bool:
+    """Whether a mask (..., H, T, S) is the same for all heads."""
+    return mask is None or mask.ndim < 3 or mask.shape[-3] == 1
 
 
 def _compiler_fuses(query: Tensor, key: Tensor) -> bool:

@@ -62,9 +62,11 @@ class CachedDecoder:
         self._source_padding = None if self._source_padding is None else self._source_padding[index]
 
     def _tensor(self, array: np.ndarray | None) -> Any:
-        """On the device; integers of any kind as torch's embedding wants them."""
+        """On the device; integers of any kind as torch's embedding wants them. Raises ValueError for other numbers."""
         if array is None:
             return None
+        if array.dtype.kind not in "iub":
+            raise ValueError(f"tokens: expected integers, got {array.dtype}")
         return torch.as_tensor(np.array(array, bool if array.dtype == bool else np.int64), device=self._model.device)
 
 

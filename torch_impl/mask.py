@@ -46,18 +46,18 @@ def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
             raise ValueError(
-                f"attention: {name} must have 4 axes, batch, head, length and width, got shape {tuple(tensor.shape)}"
+                f"{name}: expected 4 axes, batch, head, length and width, got shape {tuple(tensor.shape)}"
             )
     B, H, T, K = query.shape
     S = key.shape[2]
     for name, tensor in (("key", key), ("value", value)):
         if tensor.shape != (B, H, S, K):
-            raise ValueError(f"attention: {name} must be (B, H, S, K) = {(B, H, S, K)}, got {tuple(tensor.shape)}")
+            raise ValueError(f"{name}: expected shape (B, H, S, K) = {(B, H, S, K)}, got {tuple(tensor.shape)}")
     if mask is None:
         return
     fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), (S, T, H, B), strict=False))
     if mask.dtype != torch.bool or not fits:
         raise ValueError(
-            f"attention: mask must be bool and broadcast to (B, H, T, S) = {(B, H, T, S)}, "
+            f"mask: expected bool that broadcasts to (B, H, T, S) = {(B, H, T, S)}, "
             f"got {mask.dtype} {tuple(mask.shape)}"
         )

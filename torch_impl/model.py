@@ -108,7 +108,9 @@ class Transformer(Stack):
         started = past is not None and past[0].own.length > 0
         wants_source = config.kind == "encoder_decoder" and not started
         if wants_source != (source is not None):
-            raise ValueError(f"source: expected {'one' if wants_source else 'none'} for kind {config.kind}")
+            expected, got = ("one", "none") if wants_source else ("none", "one")
+            goes_on = " that goes on from a past" if started else ""
+            raise ValueError(f"source: expected {expected} for kind {config.kind}{goes_on}, got {got}")
         memory = None
         if source is not None:
             embedded = self._embed(source, 0, generator)

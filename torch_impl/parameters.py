@@ -17,7 +17,8 @@ def load_parameters(module: nn.Module, parameters: Mapping[str, np.ndarray]) -> 
     own = dict(module.named_parameters())
     for name in (*own, *parameters):
         if name not in own or name not in parameters:
-            raise ValueError(f"parameters: expected the names of the module, got {name} in only one of the two")
+            expected, got = ("none", "one") if name not in own else ("one", "none")
+            raise ValueError(f"parameters: {name}: expected {expected} of this name, got {got}")
         if tuple(own[name].shape) != parameters[name].shape:
             raise ValueError(f"parameters: {name}: expected shape {tuple(own[name].shape)}, got {parameters[name].shape}")
     with torch.no_grad():

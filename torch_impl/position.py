@@ -63,7 +63,9 @@ def _rotary(length: int, head_width: int, dtype: torch.dtype, device: torch.devi
 def rotary(x: Tensor, start: int) -> Tensor:
     """Turn the channel pairs (i, i + K/2) of x (B, H, T, K), at positions from `start` on, counter-clockwise.
 
-    Raises ValueError for an odd K."""
+    Raises ValueError for integers and for an odd K."""
+    if not (x.is_floating_point() or x.is_complex()):
+        raise ValueError(f"x: expected floating-point numbers, got {x.dtype}")
     if x.shape[-1] % 2:
         raise ValueError(f"x: expected an even last axis, whose channels are turned in pairs, got {x.shape[-1]}")
     cosine, sine = rotary_tables(start, start + x.shape[2], x.shape[3], x.dtype, x.device)

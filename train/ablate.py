@@ -75,7 +75,6 @@ def plan(config: AblateConfig) -> tuple[dict[str, Any], list[Variant]]:
     studies = _studies()
     options = studies.pop(BASELINE)
     options |= {name: value for name in ("steps", "corpus") if (value := getattr(config, name)) is not None}
-    options["warmup"] = min(options["warmup"], options["steps"])
     for name in config.study:
         if name not in studies:
             raise ValueError(f"study: expected one of {', '.join(studies)}, got {name!r}")

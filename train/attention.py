@@ -100,7 +100,7 @@ def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend 
     losses = losses_near(run_folder.read_log(run), [step for step, _ in kept])
     seen = []
     for (step, path), loss in zip(kept, losses, strict=True):
-        twin = trained.twin if path.name == run_folder.MODEL else load_twin(path, backend, device)
+        twin = trained.twin if path == run_folder.model_of(run) else load_twin(path, backend, device)
         seen.append(Moment(step, loss, look(twin, trained.vocabulary, reading)))
     kind = model.kind.replace("_", "-")
     shape = f"{kind}, {parameter_count(model):,} parameters, {model.layers} layers, {model.heads} heads"

@@ -93,7 +93,7 @@ def symbols_from_json(symbols: Any) -> Symbols:
 
 
 def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]:
-    """Weights, shape of the model and vocabulary from a file that `save_model` wrote.
+    """Weights, shape of the model and vocabulary from a file that `save_model` wrote; half precision becomes float32.
 
     Raises: ValueError as `load_arrays`, and when the arrays are not those of the model that the header describes."""
     parameters, extra = load_arrays(path, "model")
@@ -105,7 +105,8 @@ def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]
     if len(vocabulary) != config.vocabulary:
         raise ValueError(f"{path}: expected {config.vocabulary} symbols, those of its model, got {len(vocabulary)}")
     check_shapes(path, parameters, config)
-    return parameters, config, vocabulary
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in parameters.items()}
+    return widened, config, vocabulary
 
 
 def mean_parameters(paths: Sequence[Path]) -> dict[str, np.ndarray]:

@@ -40,7 +40,7 @@ from train.configuration import (
     preset,
     read_run_config,
 )
-from train.parallel import speaks
+from train.parallel import reports_error
 
 DESCRIPTION = (
     "A transformer written twice: train it on a text, let it write, look into it, check the twins against each other."
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str) -> None:
     """One line to whoever reads the errors, if anybody does: after `2>&1 | head` nobody may."""
-    if not speaks():
+    if not reports_error():
         return
     try:
         print(f"twinformer: {message}", file=sys.stderr, flush=True)

@@ -115,9 +115,9 @@ class TrainConfig:
     minimum_learning_rate: float = 1e-4
     """Learning rate at the last step, for cosine and stable_decay."""
     warmup: int = 100
-    """Steps over which the learning rate climbs to its peak."""
+    """Steps over which the learning rate climbs to its peak; all of a run that has fewer, but for noam."""
     decay: int = 0
-    """Steps over which the learning rate falls at the end, for stable_decay; all of a run that has fewer."""
+    """Steps over which the learning rate falls at the end, for stable_decay; all after the warm-up of a run that has fewer."""
     momentum: float = 0.95
     """muon: share of the momentum that stays after a step."""
     beta1: float = 0.9

@@ -146,7 +146,7 @@ def _options(config: InductionConfig, layers: int) -> TrainConfig:
         "steps": config.steps,
         "learning_rate": config.learning_rate,
         "schedule": "constant",
-        "warmup": min(50, config.steps),
+        "warmup": 50,
         "weight_decay": 0.01,
         "seed": config.seed,
         "device": "cpu",

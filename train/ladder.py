@@ -101,5 +101,5 @@ def _figures(record: Record) -> dict[str, Any]:
 def _job(name: str, rung: Mapping[str, Any], config: LadderConfig) -> Job:
     options = flat_options(preset(rung["preset"]))
     options |= {key: value for key in ("steps", "corpus") if (value := getattr(config, key)) is not None}
-    options |= {"warmup": min(options["warmup"], options["steps"]), "seed": config.seed}
+    options |= {"seed": config.seed}
     return Job(f"ladder: {name}", options, tuple(rung.get("faults", ())), options["steps"])

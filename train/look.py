@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from reference_numpy.loss import IGNORE
 from train import run_folder, streams
 from train.data import Batch
+from train.looking import entropy
 from train.loop import Trainer
 
-WINDOWS = 4  # whose attention is averaged
+SEQUENCES = 4  # whose attention is averaged
 KEPT = ("step", "train_loss", "validation_loss", "exact", "gradient_norm")
 
 
@@ -71,11 +73,14 @@ def layer_of(name: str) -> str:
 
 
 def entropies(twin: Any, batch: Batch) -> dict[str, list[float]]:
-    """Mean entropy of the attention weights of every head (nats), over the rows of a few windows, by layer."""
+    """Mean entropy of the attention weights of every head (nats), over the rows of a few sequences, by layer.
+
+    Filler is left out: behind the last target that counts, and in the source."""
     found: dict[str, list[np.ndarray]] = {}
-    for row in range(min(WINDOWS, len(batch.tokens))):
-        source = None if batch.source is None else batch.source[row]
-        for name, weights in twin.attention(batch.tokens[row], source).items():
-            positive = np.where(weights > 0, weights, 1.0).astype(np.float64)
-            found.setdefault(name, []).append(-(positive * np.log(positive)).sum(axis=-1).mean(axis=-1))
+    for row in range(min(SEQUENCES, len(batch.tokens))):
+        tokens, source = batch.tokens[row], None
+        if batch.source is not None and batch.source_padding is not None:
+            tokens, source = tokens[batch.targets[row] != IGNORE], batch.source[row][batch.source_padding[row]]
+        for name, weights in twin.attention(tokens, source).items():
+            found.setdefault(name, []).append(entropy(weights.astype(np.float64)).mean(axis=-1))
     return {name: np.mean(heads, axis=0).tolist() for name, heads in found.items()}

@@ -142,8 +142,8 @@ def losses_near(records: Sequence[Mapping[str, float]], steps: Sequence[int]) ->
 
 
 def moments(run: Path) -> list[tuple[int, Path]]:
-    """Step and file of every model that a run has kept, the finished one last; of two of one step the finished one."""
-    finished = run / run_folder.MODEL
+    """Step and file of every model that a run has kept, the last one last; of two of one step the finished one."""
+    finished = run_folder.model_of(run)
     step = int(load_arrays(finished, "model")[1]["step"])
     kept = dict([*run_folder.kept(run), *run_folder.snapshots(run)])
     return [*sorted((s, path) for s, path in kept.items() if s < step), (step, finished)]

@@ -60,8 +60,8 @@ class Processes:
             return value
         import torch.distributed as dist
 
-        values: list[Any] = [None] * self.count
-        dist.all_gather_object(values, value)
+        values = [value]
+        dist.broadcast_object_list(values)
         return values[0]
 
     @contextlib.contextmanager
@@ -89,10 +89,10 @@ def connected(options: TrainConfig) -> Iterator[Processes]:
     _connect(options)
     try:
         yield Processes(rank, count)
-    except (ValueError, OSError, KeyboardInterrupt):  # told by the command line
+    except (ValueError, OSError, MemoryError, KeyboardInterrupt):  # told by the command line
         raise
     except Exception:  # a defect, or the news that another process has ended
-        if not speaks():
+        if not reports_error():
             raise SystemExit(2) from None
         raise
     import torch.distributed as dist
@@ -100,10 +100,10 @@ def connected(options: TrainConfig) -> Iterator[Processes]:
     dist.destroy_process_group()
 
 
-def speaks() -> bool:
-    """Whether this process tells the user of an error: the first to fail. It asks the store at MASTER_ADDR, torchrun's own.
+def reports_error() -> bool:
+    """Whether this process, which ends with an error, tells the user of it: the first to ask. Each asks once.
 
-    The others wait to be ended, since torchrun ends all as soon as one is gone, even one that has yet to speak."""
+    The store at MASTER_ADDR, torchrun's own, knows who was first. The others wait to be ended, since torchrun ends all as soon as one is gone, even one that has yet to speak."""
     rank, count = _place()
     if count == 1:
         return True

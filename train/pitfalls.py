@@ -93,7 +93,6 @@ def plan(config: PitfallsConfig) -> list[Pitfall]:
         entry = content[name]
         faults = tuple(entry.get("faults", ()))
         options = {**base, **entry.get("options", {}), **overrides}
-        options["warmup"] = min(options["warmup"], options["steps"])
         mistake = entry.get("mistake") or fault(faults[0]).mistake
         found.append(Pitfall(name, entry["title"], entry["recognise"], options, entry.get("wrong", {}), faults, mistake))
     return found

@@ -22,7 +22,7 @@ def positions(config: PositionsConfig) -> str:
     turned = rotary_tables(where, width // config.heads, np.dtype(np.float64)).cosine
     lines = {"sinusoidal": by_distance(table), f"rotary, {width // config.heads} equal channels": turned.mean(axis=1)}
     if config.run is not None:
-        parameters, _, _ = load_model(Path(config.run) / run_folder.MODEL)
+        parameters, _, _ = load_model(run_folder.model_of(Path(config.run)))
         if "position_embedding.weight" not in parameters:
             raise ValueError(f"run: expected a model with learned positions, got one without in {config.run!r}")
         table, name = parameters["position_embedding.weight"].astype(np.float64), "learned"

@@ -132,6 +132,13 @@ def snapshots(folder: Path) -> list[tuple[int, Path]]:
     return _numbered(folder, "snapshot")
 
 
+def model_of(folder: Path) -> Path:
+    """The file of the finished model, or, as long as there is none, of the last that the run has kept."""
+    finished = folder / MODEL
+    unfinished = [*kept(folder), *snapshots(folder)]
+    return finished if finished.exists() or not unfinished else max(unfinished)[1]
+
+
 def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
     found = [(re.fullmatch(rf"{name}-(\d{{8}})\.safetensors", path.name), path) for path in folder.glob(f"{name}-*")]
     return sorted((int(match[1]), path) for match, path in found if match)

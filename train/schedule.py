@@ -41,17 +41,20 @@ def stable_decay(step: int, *, peak: float, minimum: float, warmup: int, steps: 
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of update number `step` under the options of a run."""
-    peak, minimum, warmup, steps = config.learning_rate, config.minimum_learning_rate, config.warmup, config.steps
+    """The rate of update number `step` under the options of a run.
+
+    A warm-up longer than the run takes all of it, and the decay of `stable_decay` at most what the warm-up leaves."""
+    peak, minimum, steps = config.learning_rate, config.minimum_learning_rate, config.steps
+    warmup = min(config.warmup, steps)
     match config.schedule:
         case "constant":
             return constant(step, peak=peak, warmup=warmup)
         case "cosine":
             return cosine(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps)
         case "noam":
-            return noam(step, width=config.model.width, warmup=warmup, factor=peak)
+            return noam(step, width=config.model.width, warmup=config.warmup, factor=peak)
         case "stable_decay":
-            decay = min(config.decay, steps)
+            decay = min(config.decay, steps - warmup)
             return stable_decay(step, peak=peak, minimum=minimum, warmup=warmup, steps=steps, decay=decay)
 
 

@@ -82,7 +82,7 @@ def _source(config: CheckConfig) -> tuple[str, TrainConfig, Saved | None]:
     """A name for it, the options of the run, and the model as it was saved; None for one to be made afresh."""
     if config.run is not None:
         options = replace(read_run_config(Path(config.run)), resume=config.run)
-        return f"run {config.run}", options, load_model(Path(config.run) / run_folder.MODEL)
+        return f"run {config.run}", options, load_model(run_folder.model_of(Path(config.run)))
     if config.checkpoint is not None:
         if config.batch == "data":
             raise ValueError("batch: expected random or an .npz file with --checkpoint, which names no data, got data")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from reference_numpy.config import ModelConfig
 from train import run_folder, streams
 from train.backend import Twin, create_backend, with_dtype
@@ -25,19 +23,18 @@ class Trained(NamedTuple):
 
 
 def load_trained(run: str, backend: Backend, device: Device, dtype: DecodingDtype = "float32") -> Trained:
-    """The model of a run folder; it writes in `dtype`.
+    """The model of a run folder, of an unfinished run the last that it has kept; it writes in `dtype`.
 
     Raises: ValueError when `run` is not the folder of a run, or its model is missing, truncated or foreign."""
     folder = Path(run)
     options = read_run_config(folder)  # says clearly when this is some other folder
-    parameters, model, vocabulary = load_model(folder / run_folder.MODEL)
+    parameters, model, vocabulary = load_model(run_folder.model_of(folder))
     here = with_dtype(TrainConfig(backend=backend, device=device, dtype=dtype))
     twin = create_backend(model, parameters, here, streams.stream(0, "dropout"))
     return Trained(twin, vocabulary, model, options)
 
 
 def load_twin(path: Path, backend: Backend, device: Device) -> Twin:
-    """The model of one file, in float32 where it was kept in half precision. Raises: ValueError as `load_model`."""
+    """The model of one file. Raises: ValueError as `load_model`."""
     parameters, model, _ = load_model(path)
-    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in parameters.items()}
-    return create_backend(model, widened, TrainConfig(backend=backend, device=device), streams.stream(0, "dropout"))
+    return create_backend(model, parameters, TrainConfig(backend=backend, device=device), streams.stream(0, "dropout"))

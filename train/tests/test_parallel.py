@@ -80,12 +80,12 @@ LATE = """
 import os, sys, time
 from train import cli
 
-def slowly(speaks=cli.speaks):
-    first = speaks()
+def slowly(reports_error=cli.reports_error):
+    first = reports_error()
     time.sleep(2 * first)
     return first
 
-cli.speaks = slowly
+cli.reports_error = slowly
 time.sleep(os.environ["RANK"] == "0")
 sys.exit(cli.main(sys.argv[1:]))
 """
