@@ -480,13 +480,14 @@ def truth_of(
 def run_pair(
     witness: str,
     forward: Callable[..., Any],
-    backward: Callable[..., Any],
+    backward: Callable[..., Any] | None,
     values: Mapping[str, Any],
     wanted: Sequence[bool],
     upstream: Sequence[np.ndarray],
 ) -> Results:
     """Outputs and gradients of a pair on NumPy arrays; asserts that they are arrays, that the pair leaves its inputs as they
-    were, and the cache as it was found. `witness` stands in the messages."""
+    were, and the cache as it was found. `witness` stands in the messages. Without a backward there are no gradients, and
+    forward may return its output alone."""
     given = {**values, **{f"the gradient of output {i}": d for i, d in enumerate(upstream)}}
     before = {name: value.copy() for name, value in given.items() if isinstance(value, np.ndarray)}
 
@@ -495,6 +496,8 @@ def run_pair(
         assert not changed, f"{witness}: changed one of its inputs: {', '.join(changed)}"
 
     result = forward(*values.values())
+    if backward is None and not isinstance(result, tuple):
+        result = result, None
     pair = isinstance(result, tuple) and len(result) == 2
     assert pair, f"{witness}: expected forward to return (output, cache), got {_described(result)}"
     output, cache = result
@@ -504,6 +507,8 @@ def run_pair(
         assert isinstance(y, (np.ndarray, np.generic)), f"{witness}: expected an array as output, got {_described(y)}"
     unchanged()
     outputs = tuple(np.array(y) for y in outputs)  # a backward that writes into its cache must not change what is judged
+    if backward is None:
+        return Results(outputs, (None,) * len(values))
     d_output = _same_structure(upstream, output)
     gradients = _aligned(backward(d_output, cache), wanted)
     for name, gradient in zip(values, gradients, strict=True):

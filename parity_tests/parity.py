@@ -20,8 +20,10 @@ The operations, their arguments, and what else to know:
     cross_entropy     logits (..., V), targets (...) integers, -1 for one that does not count; the mean over those that do
 
 A torch function takes these arguments; a module does so by `functional_call`; a NumPy pair (forward, backward) is in the
-spec's manner; inputs of your own follow the operation, and a bias may be left out:
+spec's manner, and with None for backward only the output is judged; inputs of your own follow the operation, and a bias may
+be left out:
 
+    assert_parity((my_forward, None), "softmax")
     assert_parity((my_forward, my_backward), "softmax", np.eye(3))
 
     def function(x, w, b):
@@ -136,7 +138,7 @@ OPERATIONS = {
 
 
 def assert_parity(
-    function: Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any]],
+    function: Callable[..., Any] | tuple[Callable[..., Any], Callable[..., Any] | None],
     operation: str,
     *arguments: Any,
     dtype: str = "float64",
@@ -147,7 +149,7 @@ def assert_parity(
     `function` takes the operation's arguments: a callable on torch tensors, differentiated by autograd, or a pair
     (forward, backward) on NumPy arrays in the spec's manner: forward returns output and cache; backward takes the upstream
     gradient and the cache and returns the gradients, of all arguments (None where there is none) or of those that are
-    floating-point arrays, in their order. Without `arguments` a small example is drawn: it does not show every edge.
+    floating-point arrays, in their order; with None for backward the output alone is judged. Without `arguments` a small example is drawn: it does not show every edge.
     dtype: float64 or float32, for torch also bfloat16. Returns the largest error/bound of an output or gradient.
     Raises AssertionError naming the worst element; ValueError for arguments that make no sense, and on a machine whose
     longdouble is no wider than double.
@@ -156,7 +158,8 @@ def assert_parity(
         raise ValueError(f"operation: expected one of {', '.join(OPERATIONS)}, got {operation!r}")
     pair = isinstance(function, tuple)
     parts = function if isinstance(function, tuple) else (function,)
-    if len(parts) != 1 + pair or any(not callable(part) or isinstance(part, type) for part in parts):
+    given = parts[:1] if parts[1:] == (None,) else parts
+    if len(parts) != 1 + pair or any(not callable(part) or isinstance(part, type) for part in given):
         raise ValueError(f"function: expected a function, or a tuple of two, forward and backward, got {function!r}")
     formats = ("float64", "float32") if pair else ("float64", "float32", "bfloat16")
     if dtype not in formats:
@@ -179,8 +182,14 @@ def assert_parity(
     results: Results
     if isinstance(function, tuple):
         results, factor = run_pair("yours", *function, values, wanted, upstream), 1.0
+        if function[1] is None:
+            truth, other = (each._replace(gradients=results.gradients) for each in (truth, other))
     else:
-        results, factor = run_twin("yours", function, values, wanted, upstream, dtype), TWIN_FACTOR
+        try:
+            results, factor = run_twin("yours", function, values, wanted, upstream, dtype), TWIN_FACTOR
+        except (TypeError, AttributeError) as error:
+            error.add_note("yours: called with torch tensors; a NumPy function goes into a tuple: (forward, None)")
+            raise
     name = f"assert_parity, {operation}"
     return max(compare_results(name, "yours", results, truth, other, values, dtype, factor).values())
 

@@ -165,6 +165,22 @@ def test_a_pair_of_numpy_functions():
         assert_parity((softmax_forward, lambda d_p, p: p * d_p), "softmax")
 
 
+@pytest.mark.parametrize("forward", [softmax_forward, lambda x: softmax_forward(x)[0]], ids=["and cache", "alone"])
+def test_a_forward_may_come_first(forward):
+    """Before there is a backward, the output is judged, and nothing else."""
+    assert 0 < assert_parity((forward, None), "softmax") <= 1
+    with pytest.raises(AssertionError, match="assert_parity, softmax, float64, yours output"):
+        assert_parity((lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 1e-15, None), "softmax", np.eye(3))
+
+
+def test_a_numpy_function_alone_is_told_where_it_belongs():
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        assert_parity(lambda x: np.exp(x - x.max(-1, keepdims=True)), "softmax")
+    assert caught.value.__notes__ == [
+        "yours: called with torch tensors; a NumPy function goes into a tuple: (forward, None)"
+    ]
+
+
 def test_a_pair_may_take_plain_arrays_alone():
     """Numbers from a library that knows neither complex ones nor longdouble: neither is asked of it."""
     erf = np.vectorize(math.erf, otypes=[float])

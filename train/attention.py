@@ -31,6 +31,9 @@ def attention(config: AttentionConfig) -> str:
     else:
         output_file("html", config.html)
     trained = load_trained(config.run, config.backend, config.device)
+    for name, most in (("layer", trained.model.layers), ("head", trained.model.heads)):
+        if getattr(config, name) >= most:
+            raise ValueError(f"{name}: expected 0 to {most - 1}, got {getattr(config, name)}")
     reading = read(trained, config.text, config.source)
     if config.html is not None:
         page = page_of_run(Path(config.run), trained, reading, config.backend, config.device)
@@ -39,9 +42,6 @@ def attention(config: AttentionConfig) -> str:
     stacks = look(trained.twin, trained.vocabulary, reading)
     if config.view == "model":
         return "\n".join(map(str, draw(stacks, Path(config.output))))
-    for name, most in (("layer", trained.model.layers), ("head", trained.model.heads)):
-        if getattr(config, name) >= most:
-            raise ValueError(f"{name}: expected 0 to {most - 1}, got {getattr(config, name)}")
     views = draw_view(config, stacks, attention_caches(trained.twin.parameters(), trained.model, reading))
     return "\n".join(map(str, views))
 

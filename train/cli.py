@@ -31,6 +31,7 @@ from train.configuration import (
     CheckConfig,
     ComplexityConfig,
     GenerateConfig,
+    GPT2Config,
     InductionConfig,
     LadderConfig,
     ParametersConfig,
@@ -49,6 +50,7 @@ DESCRIPTION = (
 SUBCOMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (TrainConfig, "train.report", "train_and_report"),
     "generate": (GenerateConfig, "train.generate", "generate"),
+    "gpt2": (GPT2Config, "train.gpt2", "gpt2"),
     "attention": (AttentionConfig, "train.attention", "attention"),
     "check": (CheckConfig, "train.check", "check"),
     "complexity": (ComplexityConfig, "train.complexity", "complexity"),

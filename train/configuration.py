@@ -200,7 +200,8 @@ class TrainConfig:
         if self.average > 1:
             _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
             most = -(-self.steps // self.checkpoint_every)
-            _require(self.average <= most, "average", f"at most the {most} checkpoints of the run", self.average)
+            kept = f"at most {most}, the checkpoints that {self.steps} steps leave with checkpoint_every {self.checkpoint_every}"
+            _require(self.average <= most, "average", kept, self.average)
         if self.schedule in ("cosine", "stable_decay"):
             least, most_rate = self.minimum_learning_rate, self.learning_rate
             _require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")
@@ -514,6 +515,16 @@ class LadderConfig:
         _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
         _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """Make GPT-2's published weights the model of a run, to write with and to look into."""
+
+    weights: str
+    """Folder with their config.json, model.safetensors and tokenizer.json, as huggingface.co/openai-community/gpt2 has them."""
+    output: str = "runs/gpt2"
+    """Folder to write the run to."""
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,14 @@ def generate(config: GenerateConfig) -> str:
     if config.source is not None:
         return answer(trained, config.source, config.beams, config.length_penalty)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
-    assert isinstance(trained.vocabulary, Vocabulary)  # subwords are for translation alone
     prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
     return write(trained.twin, trained.vocabulary, prompt, config.length, stream(config.seed, "sample"), sampling)
 
 
-def fresh_line(vocabulary: Vocabulary) -> str:
+def fresh_line(vocabulary: Symbols) -> str:
     """What stands before a fresh line; the first symbol where the model has seen one line only."""
-    return "\n" if "\n" in vocabulary.symbols else vocabulary.symbols[0]
+    one_line = isinstance(vocabulary, Vocabulary) and "\n" not in vocabulary.symbols
+    return vocabulary.decode(np.zeros(1, np.int64)) if one_line else "\n"
 
 
 def answer(trained: Trained, source: str, beams: int | None = None, length_penalty: float | None = None) -> str:
@@ -49,5 +49,5 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
 def write(
     twin: Twin, vocabulary: Symbols, prompt: str, length: int, generator: np.random.Generator, sampling: Sampling
 ) -> str:
-    """`prompt` and `length` characters more."""
+    """`prompt` and `length` characters or other tokens more."""
     return vocabulary.decode(twin.generate(vocabulary.encode(prompt, "prompt"), length, generator, sampling))

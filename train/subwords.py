@@ -20,6 +20,8 @@ class Subwords:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        spaced = getattr(tokenizer.pre_tokenizer, "add_prefix_space", False)  # before the first word, which is no other then
+        self._ends = " " if spaced else ""
 
     @classmethod
     def learn(cls, texts: Iterable[str], size: int, special: list[str]) -> Subwords:
@@ -52,12 +54,13 @@ class Subwords:
         return int(self._tokenizer.get_vocab_size())
 
     def encode(self, text: str, argument: str = "text") -> np.ndarray:
-        """The tokens of `text`: int64 (T,). Spaces at its ends do not count."""
-        return np.array(self._tokenizer.encode(text.strip(" ")).ids, dtype=np.int64)
+        """The tokens of `text`: int64 (T,). Where a space is put before the first word, spaces at the ends of a text
+        do not count."""
+        return np.array(self._tokenizer.encode(text.strip(self._ends)).ids, dtype=np.int64)
 
     def decode(self, tokens: np.ndarray) -> str:
         """The text of tokens (T,); bytes that are no UTF-8, which a bad model may write, become U+FFFD."""
-        return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)).strip(" ")
+        return str(self._tokenizer.decode([int(token) for token in tokens], skip_special_tokens=False)).strip(self._ends)
 
     def labels(self, tokens: np.ndarray) -> list[str]:
         """Each token as a picture shows it, the space before a word visible."""

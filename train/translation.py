@@ -135,7 +135,10 @@ def read_pairs(folder: Path, split: str) -> Texts:
 def _read_lines(folder: Path, name: str) -> list[str]:
     path = folder / name
     if not path.is_file():
-        raise ValueError(f"corpus: expected the folder of Multi30k, with its {name}, got {str(folder)!r}")
+        raise ValueError(
+            f"corpus: expected the folder of Multi30k, with its {name} (data/task1/raw of github.com/multi30k/dataset), "
+            f"got {str(folder)!r}"
+        )
     try:
         text = gzip.decompress(path.read_bytes()).decode("utf-8")
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
