@@ -191,7 +191,11 @@ function drawMatrix() {
   if (state.column !== null) context.strokeRect(margin + state.column * cell, margin, cell, height);
 }
 
-const headColor = (head) => HEAD_COLORS[head % HEAD_COLORS.length];
+/** Of more heads than there are chosen colours, hues at equal distances. */
+function headColor(head) {
+  const { heads } = DATA.stacks[state.stack];
+  return heads > HEAD_COLORS.length ? `hsl(${Math.round((360 * head) / heads)} 70% 42%)` : HEAD_COLORS[head];
+}
 
 const lineHeight = () => (Math.max(shown.stack.rows.length, shown.stack.columns.length) > 200 ? 12 : 17);
 
@@ -532,6 +536,7 @@ function buildStack() {
 function textOf(side, title, labels) {
   const section = document.createElement("div"), heading = document.createElement("h2"), strip = document.createElement("div");
   section.className = "text";
+  strip.classList.toggle("words", labels.some((label) => [...label].length > 1));
   heading.textContent = title;
   Object.assign(strip, { tabIndex: 0, role: "application" });
   strip.dataset.side = side;
