@@ -46,21 +46,21 @@ class Report(NamedTuple):
     group: str
     """The entry of the menu under which the page stands."""
     title: str
-    places: tuple[str, ...]
-    """Where the Markdown may be; the first that exists is taken."""
+    place: str
+    """Where the Markdown is."""
 
 
 REPORTS = (
-    Report("bounds.html", "Proof", "Error over bound", ("parity_tests/BOUNDS.md",)),
-    Report("mutants.html", "Proof", "Mutants", ("parity_tests/MUTANTS.md",)),
-    Report("generic-mutants.html", "Proof", "Generic mutants", ("parity_tests/GENERIC_MUTANTS.md",)),
-    Report("ladder.html", "Experiments", "From bigram to GPT", ("train/logs/ladder/ladder.md",)),
-    Report("pitfalls.html", "Experiments", "Pitfalls", ("train/logs/pitfalls/pitfalls.md",)),
-    Report("ablations.html", "Experiments", "Ablations", ("train/logs/ablation/ablation.md",)),
-    Report("benchmarks.html", "Speed", "Benchmarks", ("train/benchmarks/BENCHMARKS.md",)),
-    Report("benchmarks-zen5.html", "Speed", "Benchmarks: Zen 5", ("train/benchmarks/zen5/BENCHMARKS.md",)),
-    Report("benchmarks-gpu.html", "Speed", "Benchmarks: GPU", ("train/benchmarks/gpu/GPU.md",)),
-    Report("leaderboard.html", "Speed", "Leaderboard", ("train/benchmarks/LEADERBOARD.md",)),
+    Report("bounds.html", "Proof", "Error over bound", "parity_tests/BOUNDS.md"),
+    Report("mutants.html", "Proof", "Mutants", "parity_tests/MUTANTS.md"),
+    Report("generic-mutants.html", "Proof", "Generic mutants", "parity_tests/GENERIC_MUTANTS.md"),
+    Report("ladder.html", "Experiments", "From bigram to GPT", "train/logs/ladder/ladder.md"),
+    Report("pitfalls.html", "Experiments", "Pitfalls", "train/logs/pitfalls/pitfalls.md"),
+    Report("ablations.html", "Experiments", "Ablations", "train/logs/ablation/ablation.md"),
+    Report("benchmarks.html", "Speed", "Benchmarks", "train/benchmarks/BENCHMARKS.md"),
+    Report("benchmarks-zen5.html", "Speed", "Benchmarks: Zen 5", "train/benchmarks/zen5/BENCHMARKS.md"),
+    Report("benchmarks-gpu.html", "Speed", "Benchmarks: GPU", "train/benchmarks/gpu/GPU.md"),
+    Report("leaderboard.html", "Speed", "Leaderboard", "train/benchmarks/LEADERBOARD.md"),
 )
 
 
@@ -112,7 +112,6 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._reports = {report: place for report in REPORTS if (place := _first(report.places))}
         self._files: set[str] = set()
         self._attention_pages = [path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob(ATTENTION_PAGES))]
         self._source = [f"{package}/{path.name}" for package in PACKAGES for path in sorted((ROOT / package).glob("*.py"))]
@@ -121,8 +120,8 @@ class Site:
         """All pages; those of other source files last, when it is known which of them are linked to."""
         post = rendered(TEMPLATE.read_text(encoding="utf-8"), anchors=True)
         yield Page("index.html", "Post", "The transformer, written twice", self.markdown(post, "blog/post.md", "index.html"))
-        for report, place in self._reports.items():
-            yield Page(report.page, report.group, report.title, self._report(report, place), wide=True)
+        for report in REPORTS:
+            yield Page(report.page, report.group, report.title, self._report(report), wide=True)
         if self._attention_pages:
             yield Page("look.html", "Attention", "Attention", self._attention(), wide=True)
         yield Page("source/index.html", "Source", "The annotated source", self._contents())
@@ -180,8 +179,8 @@ class Site:
         """Where a file or folder of the repository stands in the site. Raises ValueError for one that is not there."""
         if path in self._source:
             return self._page_of_source(path)
-        for report, place in self._reports.items():
-            if path == place:
+        for report in REPORTS:
+            if path == report.place:
                 return report.page
         if path in PACKAGES:
             return "source/index.html"
@@ -193,20 +192,20 @@ class Site:
         self._files.add(path)
         return _copied(path)
 
-    def _report(self, report: Report, place: str) -> str:
+    def _report(self, report: Report) -> str:
         """The report, and the pictures beside it that no report there shows."""
-        text = (ROOT / place).read_text(encoding="utf-8")
+        text = (ROOT / report.place).read_text(encoding="utf-8")
         heading = re.match(r"# (.*)\n", text)
         if not heading:
             text = f"# {report.title}\n\n{text}"
         elif report.title.startswith(heading[1]):  # the title says which of several
             text = f"# {report.title}\n{text[heading.end() :]}"
-        folder = posixpath.dirname(place)
+        folder = posixpath.dirname(report.place)
         texts = [path.read_text(encoding="utf-8") for path in (ROOT / folder).glob("*.md")]
         shown = {posixpath.basename(link) for one in texts for link in markup.links_of(markup.tokens_of(one))}
         pictures = [path.name for path in sorted((ROOT / folder).glob("*.png")) if path.name not in shown]
         extra = "\n\n".join(f"![{Path(name).stem.replace('-', ' ')}]({name})" for name in pictures)
-        body = self.markdown(f"{text}\n\n{extra}\n", place, report.page)
+        body = self.markdown(f"{text}\n\n{extra}\n", report.place, report.page)
         # Two samples with nothing but a comment between them are to be compared: side by side, where there is room.
         return re.sub(r"(<pre>(?:(?!</pre>).)*</pre>)\s*<!-- -->\s*(<pre>.*?</pre>)", PAIR, body, flags=re.DOTALL)
 
@@ -240,7 +239,7 @@ class Site:
         menu = {"Post": [("index.html", "Post")], "Source": [("source/index.html", "Source")]}
         if self._attention_pages:
             menu["Attention"] = [("look.html", "Attention")]
-        for report in self._reports:
+        for report in REPORTS:
             menu.setdefault(report.group, []).append((report.page, report.title.removeprefix("Benchmarks: ")))
         return menu
 
@@ -277,10 +276,6 @@ def _framed(page: str, title: str, picture: str = "") -> str:
 
 def _copied(path: str) -> str:
     return f"files/{path}"
-
-
-def _first(places: tuple[str, ...]) -> str | None:
-    return next((place for place in places if (ROOT / place).is_file()), None)
 
 
 if __name__ == "__main__":

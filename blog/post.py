@@ -50,7 +50,7 @@ def rendered(template: str, anchors: bool = False) -> str:
 
     def code(path: str, name: str) -> str:
         """A function without its docstring."""
-        return fence(source.code(path, name, docstring=False), path, name)
+        return fence(source.code(path, name), path, name)
 
     def lines(path: str, name: str, *fragments: str) -> str:
         """The lines of a function that hold these fragments."""

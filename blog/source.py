@@ -21,8 +21,6 @@ class Symbol(NamedTuple):
     docstring: tuple[int, int]
     text: str
     """The docstring, without its indentation; empty without one."""
-    signature: int
-    """The line on which the signature ends."""
 
     @property
     def is_public(self) -> bool:
@@ -58,14 +56,14 @@ def symbol(path: str, name: str) -> Symbol:
     return symbols(path)[name]
 
 
-def code(path: str, name: str, docstring: bool = True) -> str:
-    """The text of a function or class, with or without its docstring."""
+def code(path: str, name: str) -> str:
+    """The text of a function or class, without its docstring."""
     found = symbol(path, name)
     lines = read(path).splitlines()
     kept = [
         line
         for number, line in enumerate(lines[found.first - 1 : found.last], found.first)
-        if docstring or not found.docstring[0] <= number <= found.docstring[1]
+        if not found.docstring[0] <= number <= found.docstring[1]
     ]
     return textwrap.dedent("\n".join(kept))
 
@@ -104,4 +102,4 @@ def _symbol(node: Definition, name: str) -> Symbol:
         assert node.body[0].end_lineno is not None
         docstring = (node.body[0].lineno, node.body[0].end_lineno)
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-    return Symbol(name, first, node.end_lineno, docstring, text, node.body[0].lineno - 1)
+    return Symbol(name, first, node.end_lineno, docstring, text)

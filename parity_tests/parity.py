@@ -149,7 +149,8 @@ def assert_parity(
     `function` takes the operation's arguments: a callable on torch tensors, differentiated by autograd, or a pair
     (forward, backward) on NumPy arrays in the spec's manner: forward returns output and cache; backward takes the upstream
     gradient and the cache and returns the gradients, of all arguments (None where there is none) or of those that are
-    floating-point arrays, in their order; with None for backward the output alone is judged. Without `arguments` a small example is drawn: it does not show every edge.
+    floating-point arrays, in their order. With None for backward the output alone is judged, and may be all that forward
+    returns. Without `arguments` a small example is drawn: it does not show every edge.
     dtype: float64 or float32, for torch also bfloat16. Returns the largest error/bound of an output or gradient.
     Raises AssertionError naming the worst element; ValueError for arguments that make no sense, and on a machine whose
     longdouble is no wider than double.

@@ -340,7 +340,7 @@ def test_one_query_copies_no_key(monkeypatch):
     read = []
     for where, name in ((spec, "scaled_dot_product_attention_forward"), (twin, "flash_attention")):
         run = getattr(where, name)
-        monkeypatch.setattr(where, name, lambda *arguments, run=run, **rest: read.append(arguments) or run(*arguments, **rest))
+        monkeypatch.setattr(where, name, lambda *given, run=run, **rest: read.append(given) or run(*given, **rest))
     spec.multi_head_attention_forward(x[:, :1], None, parameters, config, causal=True, past=past)
     module(torch.from_numpy(x[:, :1]), causal=True, past=twin_past)
     (query, key, value, _), (twin_query, twin_key, twin_value, _) = read

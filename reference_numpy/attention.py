@@ -305,7 +305,8 @@ def _attend(
     """Run the form of attention that the config names."""
     slopes = alibi_slopes(config.heads, query.dtype) if config.position == "alibi" and not cross else None
     window = None if cross else config.window
-    if past is not None and config.attention == "softmax" and query.shape[2] == 1 and slopes is None and _for_all_heads(mask):
+    alone = past is not None and query.shape[2] == 1 and slopes is None
+    if config.attention == "softmax" and alone and _for_all_heads(mask):
         return _attend_last(query, key, value, mask, window, config.softcap)
     every = query, repeat_heads(key, config.heads), repeat_heads(value, config.heads)
     if config.attention == "linear":

@@ -73,23 +73,23 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, words in CHOICES.items():
-            _require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
+            require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
         for name in ("vocabulary", "context", "width", "layers", "heads"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
         groups = self.key_value_heads
-        _require(
+        require(
             groups is None or (groups >= 1 and self.heads % groups == 0),
             "key_value_heads",
             f"a divisor of the heads {self.heads}",
             groups,
         )
-        _require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "at least 1", self.feed_forward)
-        _require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
-        _require(self.softcap is None or 0 < self.softcap < math.inf, "softcap", "a finite number above 0", self.softcap)
-        _require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
-        _require(0 < self.norm_epsilon < math.inf, "norm_epsilon", "a finite number above 0", self.norm_epsilon)
-        _require(
+        require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "at least 1", self.feed_forward)
+        require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
+        require(self.softcap is None or 0 < self.softcap < math.inf, "softcap", "a finite number above 0", self.softcap)
+        require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
+        require(0 < self.norm_epsilon < math.inf, "norm_epsilon", "a finite number above 0", self.norm_epsilon)
+        require(
             0 <= self.initial_deviation < math.inf,
             "initial_deviation",
             "a finite number of at least 0",
@@ -97,12 +97,12 @@ class ModelConfig:
         )
         if self.position == "rotary":
             got = f"{self.heads} of width {self.head_width}"
-            _require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", got)
+            require(self.head_width % 2 == 0, "heads", "an even head width for rotary positions", got)
         if self.attention == "linear":
             added = self.position not in ("rotary", "alibi")
-            _require(added, "position", "none, sinusoidal or learned for linear attention", self.position)
-            _require(self.window is None, "window", "none for linear attention", self.window)
-            _require(self.softcap is None, "softcap", "none for linear attention", self.softcap)
+            require(added, "position", "none, sinusoidal or learned for linear attention", self.position)
+            require(self.window is None, "window", "none for linear attention", self.window)
+            require(self.softcap is None, "softcap", "none for linear attention", self.softcap)
 
     @property
     def head_width(self) -> int:
@@ -120,6 +120,7 @@ class ModelConfig:
         return 4 * self.width if self.feed_forward is None else self.feed_forward
 
 
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
+def require(holds: bool, name: str, expected: str, got: object) -> None:
+    """Raises ValueError, naming the option, what was expected and what came, unless it holds."""
     if not holds:
         raise ValueError(f"{name}: expected {expected}, got {got}")

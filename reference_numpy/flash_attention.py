@@ -63,7 +63,7 @@ def flash_attention_forward(
     seen = _seen(T, S, options)
     key, value = only_seen(key, seen), only_seen(value, seen)
 
-    outputs, log_totals = [], []
+    output, log_total = np.zeros_like(query), np.zeros_like(query[..., :1])
     for rows in _tiles(T):
         query_tile = query[:, :, rows]
         total_value = np.zeros_like(query_tile)  # a
@@ -80,11 +80,8 @@ def flash_attention_forward(
             largest = new_largest
         empty = total == 0
         safe_total = np.where(empty, 1, total)
-        outputs.append(total_value / safe_total)
-        log_totals.append(np.where(empty, np.inf, largest + np.log(safe_total)))  # exp(score - inf) = 0: an empty row
-    if not outputs:
-        return query, FlashAttentionCache(query, key, value, query, query[..., :1], seen, options)
-    output, log_total = np.concatenate(outputs, axis=2), np.concatenate(log_totals, axis=2)
+        output[:, :, rows] = total_value / safe_total
+        log_total[:, :, rows] = np.where(empty, np.inf, largest + np.log(safe_total))  # exp(score - inf) = 0: an empty row
     return output, FlashAttentionCache(query, key, value, output, log_total, seen, options)
 
 

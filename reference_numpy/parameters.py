@@ -54,12 +54,13 @@ def initialize(config: ModelConfig, generator: np.random.Generator, dtype: type 
         if len(shape) == 1:
             value = np.zeros(shape) if name.endswith("bias") else np.ones(shape)
         else:
-            value = generator.standard_normal(shape) * _deviation(config, name)
+            value = generator.standard_normal(shape) * deviation(config, name)
         parameters[name] = value.astype(dtype)
     return parameters
 
 
-def _deviation(config: ModelConfig, name: str) -> float:
+def deviation(config: ModelConfig, name: str) -> float:
+    """The standard deviation with which a matrix starts."""
     if name == "token_embedding.weight" and config.scale_embedding:
         return config.width**-0.5
     if name.endswith(("attention.output.weight", "feed_forward.down.weight")):

@@ -24,7 +24,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Module):
-    """A linear layer with its parameters, not initialised: the spec's `initialize` gives the values."""
+    """A linear layer with its parameters, not initialised: the model does that."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()

@@ -45,9 +45,7 @@ def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     """Raise ValueError unless key and value fit the query (B, H, T, K) and the mask broadcasts to (B, H, T, S)."""
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.ndim != 4:
-            raise ValueError(
-                f"{name}: expected 4 axes, batch, head, length and width, got shape {tuple(tensor.shape)}"
-            )
+            raise ValueError(f"{name}: expected 4 axes, batch, head, length and width, got shape {tuple(tensor.shape)}")
     B, H, T, K = query.shape
     S = key.shape[2]
     for name, tensor in (("key", key), ("value", value)):
@@ -58,6 +56,5 @@ def check_attention_shapes(query: Tensor, key: Tensor, value: Tensor, mask: Tens
     fits = mask.ndim <= 4 and all(m in (1, n) for m, n in zip(reversed(mask.shape), (S, T, H, B), strict=False))
     if mask.dtype != torch.bool or not fits:
         raise ValueError(
-            f"mask: expected bool that broadcasts to (B, H, T, S) = {(B, H, T, S)}, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
+            f"mask: expected bool that broadcasts to (B, H, T, S) = {(B, H, T, S)}, got {mask.dtype} {tuple(mask.shape)}"
         )

@@ -14,7 +14,7 @@ from torch_impl.dropout import Generator
 from torch_impl.embedding import Embedding
 from torch_impl.linear import Linear, linear
 from torch_impl.normalization import Norm
-from torch_impl.parameters import load_parameters, parameters_as_numpy
+from torch_impl.parameters import initialize, load_parameters, parameters_as_numpy
 from torch_impl.position import sinusoidal_table
 
 
@@ -68,8 +68,8 @@ class Decoder(Stack):
 class Transformer(Stack):
     """The twin of the spec's model. `state_dict()` has the spec's flat names and layouts; a tied head has no entry.
 
-    The parameters are not initialised: give it the spec's, with `load_parameters`. A `generator`, not train(), switches
-    dropout on. Before torch.compile of your own call `torch_impl.position.make_tables_constant`.
+    It starts with parameters that torch draws as the spec does; `load_parameters` takes the spec's own. A `generator`, not
+    train(), switches dropout on. Before torch.compile of your own call `torch_impl.position.make_tables_constant`.
     """
 
     residual_dtype: torch.dtype | None = None
@@ -85,6 +85,7 @@ class Transformer(Stack):
         else:
             self._build(config, cross=False)
         self.head = None if config.tied else Linear(config.width, config.vocabulary, bias=False)
+        initialize(self, config)
 
     def forward(
         self,

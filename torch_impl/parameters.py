@@ -6,7 +6,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from reference_numpy.parameters import Parameters
+from reference_numpy.config import ModelConfig
+from reference_numpy.parameters import Parameters, deviation
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, config: ModelConfig, generator: torch.Generator | None = None) -> None:
+    """Draw the initial parameters as the spec's `initialize` does, but from torch's stream, or from this one."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(0 if name.endswith("bias") else 1)
+        else:
+            parameter.normal_(std=deviation(config, name), generator=generator)
 
 
 def load_parameters(module: nn.Module, parameters: Mapping[str, np.ndarray]) -> None:

@@ -7,7 +7,6 @@ interval by Student's t, and the paired t-test with Holm's correction for the nu
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import AblateConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_ablation
@@ -58,7 +57,7 @@ def ablate(config: AblateConfig) -> str:
         "variants": results,
     }
     text = report(result)
-    write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(folder / RESULT, result)
     write_atomically(folder / TABLE, text.encode())
     plot_ablation(results, folder / PLOT)
     return text + f"\nin {folder}: {RUNS}, {RESULT}, {TABLE}, {PLOT}"

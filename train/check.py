@@ -15,7 +15,6 @@ in the spec is in the truth, too: then the spec is within bounds, and all others
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,7 @@ from parity_tests.compare import central_difference, derivative_by_complex_step,
 from reference_numpy.model import ModelCache
 from train import streams
 from train.backend import torch_device
-from train.checkpoint import output_file, write_atomically
+from train.checkpoint import output_file, write_json
 from train.configuration import CheckConfig, Device
 from train.plots import plot_check
 from train.progress import tqdm
@@ -100,7 +99,7 @@ def check(config: CheckConfig) -> int:
     ranked = sorted(rows, key=lambda row: row.ratio)
     print(table(ranked), "", summary(rows), "", verdict(subject, ranked), sep="\n")
     if config.json is not None:
-        write_atomically(Path(config.json), (json.dumps(report(subject, rows), indent=1) + "\n").encode())
+        write_json(Path(config.json), report(subject, rows))
     if config.plot is not None:
         ratios = {row.name: {witness: found.ratio for witness, found in row.findings.items()} for row in rows}
         plot_check(ratios, config.plot, f"{subject.name}\nerror/bound of loss and gradients")

@@ -60,6 +60,11 @@ def output_file(name: str, path: str | None, suffix: str = "") -> None:
         raise ValueError(f"{name}: expected a name that ends in {suffix}, got {path!r}")
 
 
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Writes JSON and a line end, atomically."""
+    write_atomically(path, (json.dumps(content, indent=indent) + "\n").encode())
+
+
 def save_arrays(path: Path, kind: str, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
     """Writes named arrays with `extra` (JSON values) in the header, atomically; `kind` says which checkpoint it is."""
     header = {KEY: json.dumps({"version": VERSION, "kind": kind, "extra": extra})}
@@ -89,7 +94,7 @@ def save_model(
 
 def symbols_from_json(symbols: Any) -> Symbols:
     """The inverse of a vocabulary's `to_json`: a list is of characters, a string of subwords. Raises: ValueError."""
-    return Subwords.from_json(symbols) if isinstance(symbols, str) else Vocabulary.from_list(symbols)
+    return Subwords.from_json(symbols) if isinstance(symbols, str) else Vocabulary.from_json(symbols)
 
 
 def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]:

@@ -50,9 +50,9 @@ DESCRIPTION = (
 SUBCOMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (TrainConfig, "train.report", "train_and_report"),
     "generate": (GenerateConfig, "train.generate", "generate"),
-    "gpt2": (GPT2Config, "train.gpt2", "gpt2"),
     "attention": (AttentionConfig, "train.attention", "attention"),
     "check": (CheckConfig, "train.check", "check"),
+    "gpt2": (GPT2Config, "train.gpt2", "gpt2"),
     "complexity": (ComplexityConfig, "train.complexity", "complexity"),
     "parameters": (ParametersConfig, "train.models", "parameters"),
     "ablate": (AblateConfig, "train.ablate", "ablate"),

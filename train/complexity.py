@@ -7,7 +7,6 @@ take turns at every length, so that a drift of the machine's speed meets all of 
 
 from __future__ import annotations
 
-import json
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from reference_numpy import attention, flash_attention, linear_attention
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_json
 from train.configuration import ComplexityConfig
 from train.plots import plot_complexity
 from train.progress import tqdm
@@ -63,7 +62,7 @@ def complexity(config: ComplexityConfig) -> str:
         "records": records,
         "environment": environment(),
     }
-    write_atomically(folder / "complexity.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(folder / "complexity.json", result)
     plot_complexity(records, slopes, folder / "complexity.png")
     return table(records, slopes) + f"\nin {folder}: complexity.json, complexity.png"
 

@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError:  # a bare checkout on a GPU machine, where `python -m train.gpu` needs no command line
     Suppress = None  # type: ignore[misc]  # it stands for a type
 
-from reference_numpy.config import Kind, ModelConfig
+from reference_numpy.config import Kind, ModelConfig, require
 
 Backend = Literal["torch", "numpy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -117,7 +117,7 @@ class TrainConfig:
     warmup: int = 100
     """Steps over which the learning rate climbs to its peak; all of a run that has fewer, but for noam."""
     decay: int = 0
-    """Steps over which the learning rate falls at the end, for stable_decay; all after the warm-up of a run that has fewer."""
+    """Steps over which the learning rate falls at the end, for stable_decay; all after the warm-up of a shorter run."""
     momentum: float = 0.95
     """muon: share of the momentum that stays after a step."""
     beta1: float = 0.9
@@ -185,40 +185,40 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in COUNTS_FROM_1:
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in COUNTS_FROM_0:
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in ("minimum_learning_rate", "weight_decay", "clip_norm", "length_penalty"):
-            _require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
+            require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
         for name in ("learning_rate", "adamw_learning_rate", "epsilon"):
-            _require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
+            require(0 < getattr(self, name) < float("inf"), name, "a finite number above 0", getattr(self, name))
         for name in ("momentum", "beta1", "beta2", "input_noise", "label_smoothing"):
-            _require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
-        _require(self.threads <= MOST_THREADS, "threads", f"at most {MOST_THREADS}", self.threads)
-        _require(self.length_penalty <= MOST_PENALTY, "length_penalty", f"at most {MOST_PENALTY}", self.length_penalty)
-        _require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
+            require(0 <= getattr(self, name) < 1, name, "at least 0 and below 1", getattr(self, name))
+        require(self.threads <= MOST_THREADS, "threads", f"at most {MOST_THREADS}", self.threads)
+        require(self.length_penalty <= MOST_PENALTY, "length_penalty", f"at most {MOST_PENALTY}", self.length_penalty)
+        require(0 < self.validation_fraction < 1, "validation_fraction", "above 0 and below 1", self.validation_fraction)
         if self.average > 1:
-            _require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
+            require(self.checkpoint_every >= 1, "checkpoint_every", "at least 1, to average", self.checkpoint_every)
             most = -(-self.steps // self.checkpoint_every)
-            kept = f"at most {most}, the checkpoints that {self.steps} steps leave with checkpoint_every {self.checkpoint_every}"
-            _require(self.average <= most, "average", kept, self.average)
+            kept = f"at most the {most} checkpoints of {self.steps} steps, one every {self.checkpoint_every}"
+            require(self.average <= most, "average", kept, self.average)
         if self.schedule in ("cosine", "stable_decay"):
             least, most_rate = self.minimum_learning_rate, self.learning_rate
-            _require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")
-        _require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
+            require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")
+        require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
         noisy = self.input_noise > 0
-        _require(not noisy or self.task == "language_model", "input_noise", "0 for this task", self.input_noise)
+        require(not noisy or self.task == "language_model", "input_noise", "0 for this task", self.input_noise)
         if self.cuda_graphs:  # what a replay leaves lies where the next one will write
-            _require(self.compile, "cuda_graphs", "none without compile", self.cuda_graphs)
-            _require(self.accumulate == 1, "accumulate", "1 with cuda_graphs", self.accumulate)
+            require(self.compile, "cuda_graphs", "none without compile", self.cuda_graphs)
+            require(self.accumulate == 1, "accumulate", "1 with cuda_graphs", self.accumulate)
         if self.bfloat16_residual:
-            _require(self.model.norm_position == "pre", "norm_position", "pre with bfloat16_residual", "post")
-            _require(self.dtype in ("bfloat16", "auto"), "dtype", "bfloat16 with bfloat16_residual", self.dtype)
+            require(self.model.norm_position == "pre", "norm_position", "pre with bfloat16_residual", "post")
+            require(self.dtype in ("bfloat16", "auto"), "dtype", "bfloat16 with bfloat16_residual", self.dtype)
         if self.backend == "numpy":
-            _require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
-            _require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
+            require(self.dtype != "bfloat16", "dtype", "float32 or float64 for the numpy backend", self.dtype)
+            require(self.device in ("auto", "cpu"), "device", "auto or cpu for the numpy backend", self.device)
             for name in ("compile", "tf32", "bfloat16_residual", "checkpoint_activations"):
-                _require(not getattr(self, name), name, "none for the numpy backend", getattr(self, name))
+                require(not getattr(self, name), name, "none for the numpy backend", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -253,21 +253,21 @@ class GenerateConfig:
     """Format of the factors of products; bfloat16 is torch's only, and quicker where the device multiplies in it (auto)."""
 
     def __post_init__(self) -> None:
-        _require(self.prompt != "", "prompt", "at least one character", repr(self.prompt))
-        _require(self.source is None or self.prompt is None, "prompt", "none beside a source", repr(self.prompt))
+        require(self.prompt != "", "prompt", "at least one character", repr(self.prompt))
+        require(self.source is None or self.prompt is None, "prompt", "none beside a source", repr(self.prompt))
         for name in ("beams", "length_penalty"):
             value = getattr(self, name)
-            _require(self.source is not None or value is None, name, "none without a source to answer", value)
-        _require(self.length >= 0, "length", "at least 0", self.length)
-        _require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
-        _require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
-        _require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
-        _require(self.beams is None or self.beams >= 1, "beams", "at least 1", self.beams)
+            require(self.source is not None or value is None, name, "none without a source to answer", value)
+        require(self.length >= 0, "length", "at least 0", self.length)
+        require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
+        require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
+        require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
+        require(self.beams is None or self.beams >= 1, "beams", "at least 1", self.beams)
         penalty = 0.0 if self.length_penalty is None else self.length_penalty
-        _require(0 <= penalty <= MOST_PENALTY, "length_penalty", f"at least 0 and at most {MOST_PENALTY}", penalty)
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(0 <= penalty <= MOST_PENALTY, "length_penalty", f"at least 0 and at most {MOST_PENALTY}", penalty)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
         numpy_in_bfloat16 = self.backend == "numpy" and self.dtype == "bfloat16"
-        _require(not numpy_in_bfloat16, "dtype", "float32 for the numpy backend", self.dtype)
+        require(not numpy_in_bfloat16, "dtype", "float32 for the numpy backend", self.dtype)
 
 
 @dataclass(frozen=True)
@@ -297,10 +297,10 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         for name in ("text", "source"):
-            _require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
+            require(getattr(self, name) != "", name, "at least one character", repr(getattr(self, name)))
         for name in ("layer", "head"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
-        _require(self.html is None or self.view == "model", "view", "none beside html, whose page has its own", self.view)
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        require(self.html is None or self.view == "model", "view", "none beside html, whose page has its own", self.view)
 
 
 @dataclass(frozen=True)
@@ -320,8 +320,8 @@ class PositionsConfig:
 
     def __post_init__(self) -> None:
         for name in ("length", "width", "heads"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.width % (2 * self.heads) == 0, "heads", f"a divisor of half the width {self.width}", self.heads)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.width % (2 * self.heads) == 0, "heads", f"a divisor of half the width {self.width}", self.heads)
 
 
 WITNESSES = ("twin", "differences", "complex")
@@ -361,13 +361,13 @@ class CheckConfig:
 
     def __post_init__(self) -> None:
         given = [name for name in ("preset", "config", "run", "checkpoint") if getattr(self, name) is not None]
-        _require(len(given) <= 1, "check", "at most one of preset, config, run, checkpoint", " and ".join(given))
+        require(len(given) <= 1, "check", "at most one of preset, config, run, checkpoint", " and ".join(given))
         for name in ("sequences", "length"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("seed", "elements"):
-            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+            require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         for name in self.witnesses:
-            _require(
+            require(
                 name in WITNESSES, "against", f"names from {', '.join(WITNESSES)} with commas between", repr(self.against)
             )
 
@@ -395,11 +395,11 @@ class BenchConfig:
     """Seed of the random inputs (non-negative integer)."""
 
     def __post_init__(self) -> None:
-        _require(self.repeats >= 1, "repeats", "at least 1", self.repeats)
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.repeats >= 1, "repeats", "at least 1", self.repeats)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
         if self.nanogpt is not None:
             there = (Path(self.nanogpt) / "model.py").is_file()
-            _require(there, "nanogpt", "a folder with nanoGPT's model.py", repr(self.nanogpt))
+            require(there, "nanogpt", "a folder with nanoGPT's model.py", repr(self.nanogpt))
 
 
 @dataclass(frozen=True)
@@ -423,10 +423,10 @@ class ComplexityConfig:
 
     def __post_init__(self) -> None:
         for name in ("longest", "longest_plain"):
-            _require(getattr(self, name) >= 256, name, "at least 256 tokens", getattr(self, name))
+            require(getattr(self, name) >= 256, name, "at least 256 tokens", getattr(self, name))
         for name in ("heads", "head_width", "repeats"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
 @dataclass(frozen=True)
@@ -447,9 +447,9 @@ class AblateConfig:
     """Folder for the finished runs and the report; the same command again goes on with what is missing there."""
 
     def __post_init__(self) -> None:
-        _require(self.seeds >= 2, "seeds", "at least 2, for an interval", self.seeds)
-        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
-        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+        require(self.seeds >= 2, "seeds", "at least 2, for an interval", self.seeds)
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
 
 
 @dataclass(frozen=True)
@@ -471,9 +471,9 @@ class InductionConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "measure_every"):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        _require(0 < self.learning_rate < float("inf"), "learning_rate", "a finite number above 0", self.learning_rate)
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        require(0 < self.learning_rate < float("inf"), "learning_rate", "a finite number above 0", self.learning_rate)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
 @dataclass(frozen=True)
@@ -492,8 +492,8 @@ class PitfallsConfig:
     """Folder for the finished runs and the gallery; the same command again goes on with what is missing there."""
 
     def __post_init__(self) -> None:
-        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
-        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
 
 
 @dataclass(frozen=True)
@@ -512,9 +512,9 @@ class LadderConfig:
     """Folder for the finished runs and the report; the same command again goes on with what is missing there."""
 
     def __post_init__(self) -> None:
-        _require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
-        _require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
-        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        require(self.steps is None or self.steps >= 1, "steps", "at least 1", self.steps)
+        require(self.jobs >= 1, "jobs", "at least 1", self.jobs)
+        require(self.seed >= 0, "seed", "at least 0", self.seed)
 
 
 @dataclass(frozen=True)
@@ -522,7 +522,7 @@ class GPT2Config:
     """Make GPT-2's published weights the model of a run, to write with and to look into."""
 
     weights: str
-    """Folder with their config.json, model.safetensors and tokenizer.json, as huggingface.co/openai-community/gpt2 has them."""
+    """Folder with their config.json, model.safetensors and tokenizer.json, as at huggingface.co/openai-community/gpt2."""
     output: str = "runs/gpt2"
     """Folder to write the run to."""
 
@@ -646,8 +646,3 @@ def _describe(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, get_args(hint)))
     return getattr(hint, "__name__", str(hint))
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {got}")

@@ -16,7 +16,7 @@ from train.checkpoint import check_shapes, save_model
 from train.configuration import GPT2Config, TrainConfig, train_config
 from train.subwords import Subwords
 
-CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+FILES = CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 # Names of ours to theirs. Their linear layers keep W^T; c_attn is those of queries, keys and values side by side.
 OUTSIDE = {"token_embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f"}
 INSIDE = {
@@ -34,9 +34,9 @@ def gpt2(config: GPT2Config) -> str:
 
     Raises: ValueError for files that are missing, damaged or of another model, and for an output that holds something."""
     source = Path(config.weights)
-    for name in (CONFIG, WEIGHTS, TOKENIZER):
+    for name in FILES:
         if not (source / name).is_file():
-            raise ValueError(f"weights: expected GPT-2's {CONFIG}, {WEIGHTS} and {TOKENIZER}, got no {name} in {str(source)!r}")
+            raise ValueError(f"weights: expected a folder with {', '.join(FILES)}, got no {name} in {str(source)!r}")
     options = _options(source / CONFIG, config)
     folder = run_folder.choose(options)
     vocabulary = Subwords.from_json((source / TOKENIZER).read_text(encoding="utf-8"))
@@ -55,7 +55,7 @@ def gpt2(config: GPT2Config) -> str:
 def renamed(weights: Mapping[str, np.ndarray], layers: int) -> dict[str, np.ndarray]:
     """GPT-2's arrays under our names and in our layouts. Raises KeyError for one that is missing."""
     theirs = {name.removeprefix("transformer."): array for name, array in weights.items()}
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for ours, name in OUTSIDE.items():
         parts = ("weight",) if ours.endswith("embedding") else ("weight", "bias")
         found |= {f"{ours}.{part}": theirs[f"{name}.{part}"] for part in parts}

@@ -36,7 +36,7 @@ from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
 from train.backend import create_backend, torch_device, with_dtype
 from train.check import check
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
 from train.corpus import load_corpus
 from train.data import Batch
@@ -124,7 +124,7 @@ def _main(options: argparse.Namespace) -> int:
         for part, which in work:
             status |= _done_apart(options, part, which)
     summary = summarize(out)
-    _write(out / "summary.json", summary)
+    write_json(out / "summary.json", summary)
     write_atomically(out / "GPU.md", report(out, summary).encode())
     if len(work) != 1:  # else this may be a process for one piece of a larger call
         print(json.dumps(summary, indent=1))
@@ -156,18 +156,18 @@ def _done(options: argparse.Namespace, part: str, which: str) -> int:
             subject = CheckConfig(preset=name, against="twin", json=str(out / "parity.json"))
             status = check(replace(subject, device="cuda") if device == "cuda" else subject)
             compiled = compiled_steps(options.tiny, device)
-            _write(out / "compiled.json", compiled)
+            write_json(out / "compiled.json", compiled)
             return int(status != 0 or compiled["largest_difference"] > SAME)
         case "masks":
             masks = new_masks(options.tiny, device)
-            _write(out / "masks.json", masks)
+            write_json(out / "masks.json", masks)
             return int(not masks["new_masks"])
         case "shakespeare":
-            _write(out / f"shakespeare-{which}.json", shakespeare(options, int(which)))
+            write_json(out / f"shakespeare-{which}.json", shakespeare(options, int(which)))
             return 0
     variant = next(variant for variant in (*VARIANTS, TINY_VARIANT) if variant.name == which)
     found = measured_step(options.tiny, variant, device)
-    _write(out / f"step-{which}.json", found)
+    write_json(out / f"step-{which}.json", found)
     return int("failed" in found)
 
 
@@ -319,10 +319,6 @@ def _cudnn_attention() -> AbstractContextManager[Any]:
 
     context: AbstractContextManager[Any] = sdpa_kernel([SDPBackend.CUDNN_ATTENTION])
     return context
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _now() -> str:

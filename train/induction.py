@@ -8,13 +8,12 @@ into it (Elhage et al. 2021; Olsson et al. 2022). A single layer cannot, and is 
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
 import numpy as np
 
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_json
 from train.configuration import InductionConfig, TrainConfig, train_config
 from train.data import Batch
 from train.experiment_plots import plot_induction
@@ -46,7 +45,7 @@ def induction(config: InductionConfig) -> str:
         "layers": {str(layers): history for layers, history in histories.items()},
         "environment": environment(),
     }
-    write_atomically(folder / RESULT, (json.dumps(result, indent=1) + "\n").encode())
+    write_json(folder / RESULT, result)
     plot_induction(histories, chance, folder / PLOT)
     return summary(result) + f"\nin {folder}: {RESULT}, {PLOT}"
 

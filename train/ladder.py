@@ -6,7 +6,6 @@ residual connections is the transformer with the fault "no residual". Their para
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import LadderConfig, flat_options, preset, train_config
 from train.corpus import load_corpus
 from train.data import split_tokens
@@ -44,7 +43,7 @@ def ladder(config: LadderConfig) -> str:
         for name, rung in rungs.items()
     ]
     content = {"options": {name: job.options for name, job in jobs.items()}, "environment": environment(), "rungs": results}
-    write_atomically(folder / RESULT, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(folder / RESULT, content)
     text = table(content)
     write_atomically(folder / TABLE, text.encode())
     plot_ladder(results, folder / PLOT)

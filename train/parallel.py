@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from train.configuration import TrainConfig
 
@@ -103,7 +103,8 @@ def connected(options: TrainConfig) -> Iterator[Processes]:
 def reports_error() -> bool:
     """Whether this process, which ends with an error, tells the user of it: the first to ask. Each asks once.
 
-    The store at MASTER_ADDR, torchrun's own, knows who was first. The others wait to be ended, since torchrun ends all as soon as one is gone, even one that has yet to speak."""
+    The store at MASTER_ADDR, torchrun's own, knows who was first. The others wait to be ended, since torchrun ends all as
+    soon as one is gone, even one that has yet to speak."""
     rank, count = _place()
     if count == 1:
         return True

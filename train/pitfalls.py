@@ -6,13 +6,12 @@ what somebody without such a proof would have to go by. One seed: this shows, th
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import PitfallsConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_pitfall
@@ -71,7 +70,7 @@ def pitfalls(config: PitfallsConfig) -> str:
             for pitfall, (right, wrong) in shown
         },
     }
-    write_atomically(folder / RESULT, (json.dumps(result) + "\n").encode())
+    write_json(folder / RESULT, result, None)
     for pitfall, (right, wrong) in shown:
         plot_pitfall(pitfall.title, right, wrong, folder / f"{pitfall.name}.png")
     write_atomically(folder / GALLERY, gallery(result["pitfalls"]).encode())

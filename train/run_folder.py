@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from train.checkpoint import load_arrays, write_atomically
+from train.checkpoint import load_arrays, write_atomically, write_json
 from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options
 
 CONFIG = CONFIG_FILE
@@ -107,7 +107,7 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
         write_atomically(folder / name, file)
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
-    write_atomically(folder / CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+    write_json(folder / CONFIG, content, 2)
 
 
 def own_files(folder: Path) -> list[Path]:

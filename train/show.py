@@ -29,7 +29,9 @@ class Page(NamedTuple):
         return f'<iframe srcdoc="{html.escape(self.text)}" style="border: 0; width: 100%; height: 56em"></iframe>'
 
 
-def show(attention: Sequence[Any], tokens: Sequence[str], keys: Sequence[str] | None = None, title: str = "Attention") -> Page:
+def show(
+    attention: Sequence[Any], tokens: Sequence[str], keys: Sequence[str] | None = None, title: str = "Attention"
+) -> Page:
     """The page on what every head of every layer attends to.
 
     `attention` has the softmax weights of each layer, (H, T, S) or (1, H, T, S), NumPy arrays or torch tensors: what

@@ -49,19 +49,15 @@ class Vocabulary:
         return cls(tuple(sorted(set(text))))
 
     @classmethod
-    def from_list(cls, symbols: Sequence[str]) -> "Vocabulary":
-        """The inverse of `to_list`. Raises ValueError for what `to_list` cannot have given."""
+    def from_json(cls, symbols: Sequence[str]) -> "Vocabulary":
+        """The inverse of `to_json`. Raises ValueError for what `to_json` cannot have given."""
         if not isinstance(symbols, list | tuple):
             raise ValueError(f"vocabulary: expected a list of characters, got {symbols!r}")
         return cls(tuple(symbols))
 
-    def to_list(self) -> list[str]:
+    def to_json(self) -> list[str]:
         """The symbols as JSON can hold them."""
         return list(self.symbols)
-
-    def to_json(self) -> list[str]:
-        """The same under the name that all vocabularies have."""
-        return self.to_list()
 
     def __len__(self) -> int:
         return len(self.symbols)

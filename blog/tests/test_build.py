@@ -175,12 +175,6 @@ def test_a_page_in_the_post_is_a_picture_on_paper_and_has_a_link(site):
     )
 
 
-def test_a_report_that_is_not_there_is_left_out(tmp_path, monkeypatch):
-    absent = build.Report("absent.html", "Speed", "Absent", ("train/logs/absent/absent.md",))
-    monkeypatch.setattr(build, "REPORTS", (absent,))
-    assert all(page.path != "absent.html" for page in build.Site(tmp_path).pages())
-
-
 @pytest.mark.parametrize(("tex", "expected"), [("a_i", "<msub>"), (r"\mathrm{mean}(x)", "<mi>mean</mi>")])
 def test_math(tex, expected):
     assert expected in markup.math(tex)

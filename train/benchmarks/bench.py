@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from train.backend import multiplies_bfloat16
 from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
-from train.checkpoint import output_folder, write_atomically
+from train.checkpoint import output_folder, write_json
 from train.configuration import BenchConfig, ComplexityConfig
 from train.data import random_batch
 
@@ -51,7 +50,7 @@ def bench(config: BenchConfig) -> str:
         done("attention", attention(config))
         done("data", data(little, config))
         done("profile", {name: profile.twin_profile(SHAPES[name]) for name in sizes})
-    write_atomically(folder / "bench.json", (json.dumps(result, indent=1) + "\n").encode())
+    write_json(folder / "bench.json", result)
     return report.write(folder) + f"\nin {folder}: BENCHMARKS.md, bench.json, bench.png"
 
 

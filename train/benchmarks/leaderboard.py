@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from reference_numpy.parameters import parameter_count
-from train.checkpoint import write_atomically
+from train.checkpoint import write_atomically, write_json
 from train.configuration import read_run_config
 from train.corpus import load_corpus
 
@@ -97,7 +97,7 @@ def measure(options: argparse.Namespace) -> None:
                 continue
             found = _of_nanogpt(options, seed) if name == YARDSTICK else _of_ours(options, name, seed)
             content["runs"].append({"name": name, "seed": seed, **found})
-            write_atomically(RECORD, (json.dumps(content, indent=1) + "\n").encode())
+            write_json(RECORD, content)
             print(f"seed {seed}  {name:7s} {found['loss']:.4f} nats, {found['seconds']:.1f} s", flush=True)
 
 

@@ -142,7 +142,7 @@ def test_a_header_that_describes_no_model_is_an_error(tmp_path, parameters, extr
 def test_equal_content_gives_equal_bytes_and_the_header_is_json(tmp_path, model_file, parameters):
     content = model_file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-    assert json.loads(header["twinformer"])["extra"]["symbols"] == VOCABULARY.to_list()
+    assert json.loads(header["twinformer"])["extra"]["symbols"] == VOCABULARY.to_json()
     for attempt in range(10):
         path = tmp_path / f"{attempt}"
         save_model(path, dict(reversed(parameters.items())), CONFIG, VOCABULARY, 7)

@@ -1,6 +1,7 @@
 """The attention page from Python, for weights of any model."""
 
 import html
+import itertools
 import re
 
 import numpy as np
@@ -65,4 +66,4 @@ def test_in_a_browser(tmp_path):
         assert len(colours) == 24
         assert len(set(colours)) == 12
         boxes = [word.bounding_box() for word in page.query_selector_all(".text span")]
-        assert all(right["x"] > left["x"] + left["width"] + 3 for left, right in zip(boxes, boxes[1:], strict=False))
+        assert all(right["x"] > left["x"] + left["width"] + 3 for left, right in itertools.pairwise(boxes))

@@ -23,7 +23,7 @@ def test_decoding_undoes_encoding(text):
 @given(st.text(min_size=1))
 def test_a_vocabulary_survives_json(text):
     vocabulary = Vocabulary.from_text(text)
-    assert Vocabulary.from_list(json.loads(json.dumps(vocabulary.to_list()))) == vocabulary
+    assert Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json()))) == vocabulary
 
 
 def test_symbols_that_strings_of_numpy_would_lose():
@@ -62,7 +62,7 @@ def test_what_is_no_token(tokens):
 @pytest.mark.parametrize("symbols", [[], ["ab"], [""], ["b", "a"], ["a", "a"], [1], "ab", None])
 def test_what_is_no_vocabulary(symbols):
     with pytest.raises(ValueError, match="vocabulary: expected"):
-        Vocabulary.from_list(symbols)
+        Vocabulary.from_json(symbols)
 
 
 def test_labels_are_visible_and_in_the_font_of_the_pictures():
