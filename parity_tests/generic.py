@@ -98,7 +98,6 @@ REASONS = (
     Reason("flash_attention.py", "TILE = 128", ("129", "127"), TILES),
     Reason("flash_attention.py", "new_largest == -np.inf", ("-np.inf, 1", "-np.inf, -1"), "exp(-inf - 1) is 0 as well."),
     Reason("flash_attention.py", "safe_total = ", ("empty, 2, total",), EMPTY),
-    Reason("flash_attention.py", "return query, ", (": 2], seen", ": 0], seen"), "There is no query to read it for."),
     Reason("linear_attention.py", "CHUNK = 64", ("65", "63"), TILES),
     Reason("linear_attention.py", ".real > 0", (".real >= 0",), "At 0 both branches are 1."),
     Reason("linear_attention.py", "np.where(positive, 0, x)", ("positive, 1, x", "positive, -1, x"), UNREAD),

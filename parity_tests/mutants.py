@@ -928,8 +928,8 @@ ATTENTION = (
         "twin_heads_split_along_the_wrong_axes",
         "The channels are reshaped straight to (B, H, T, K) without a transpose: each head gets a mixture of tokens.",
         "torch_impl/attention.py",
-        "return x.view(*x.shape[:2], heads, self.config.head_width).transpose(1, 2)",
-        "return x.reshape(x.shape[0], heads, x.shape[1], self.config.head_width)",
+        "return x.view(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)",
+        "return x.reshape(x.shape[0], heads, x.shape[1], x.shape[2] // heads)",
     ),
     Mutant(
         "twin_heads_merged_without_a_transpose",
@@ -1060,8 +1060,8 @@ FLASH_ATTENTION = (
         "log_sum_exp_without_the_maximum",
         "The maximum is not added back to the log of the denominator, so the backward computes other weights.",
         "reference_numpy/flash_attention.py",
-        "log_totals.append(np.where(empty, np.inf, largest + np.log(safe_total)))",
-        "log_totals.append(np.where(empty, np.inf, np.log(safe_total)))",
+        "log_total[:, :, rows] = np.where(empty, np.inf, largest + np.log(safe_total))",
+        "log_total[:, :, rows] = np.where(empty, np.inf, np.log(safe_total))",
     ),
     Mutant(
         "flash_empty_row_is_nan",
@@ -1485,6 +1485,20 @@ PARAMETERS = (
         "return tensor.numpy()",
     ),
     Mutant(
+        "twin_starts_with_equal_deviations",
+        "All matrices of the twin start alike: the projections into the stream are not scaled down.",
+        "torch_impl/parameters.py",
+        "parameter.normal_(std=deviation(config, name), generator=generator)",
+        "parameter.normal_(std=config.initial_deviation, generator=generator)",
+    ),
+    Mutant(
+        "twin_gains_start_at_zero",
+        "The gains of the twin's norms start at 0: every sub-layer is silent, and nothing learns.",
+        "torch_impl/parameters.py",
+        'parameter.fill_(0 if name.endswith("bias") else 1)',
+        "parameter.fill_(0)",
+    ),
+    Mutant(
         "residual_projections_not_scaled_down",
         "The projections into the stream start as large as all others, so its variance grows with depth.",
         "reference_numpy/parameters.py",
@@ -1903,7 +1917,7 @@ DECODE = (
         "twin_packed_without_bias",
         "The weights are packed, the biases are not.",
         "torch_impl/linear.py",
-        "bias = _behind_each_other([layer.bias for layer in layers if layer.bias is not None])",
+        "bias = _concatenated([layer.bias for layer in layers if layer.bias is not None])",
         "bias = None",
     ),
 )

@@ -170,7 +170,7 @@ def assert_parity(
     spec = OPERATIONS[operation]
     values = _given(spec, arguments) if arguments else _drawn(spec.example, seed)
     values = {name: cast(value, dtype) if is_real(value) else value for name, value in values.items()}
-    _can_take(parts[0], values)
+    _check_signature(parts[0], values)
 
     wanted = [is_real(value) for value in values.values()]
     forward, backward = spec.forward, _first_gradients(spec.backward, wanted)
@@ -234,7 +234,7 @@ def _given(spec: Operation, arguments: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
-def _can_take(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+def _check_signature(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raises ValueError for a function with another number of parameters, as far as Python can tell."""
     try:
         signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)

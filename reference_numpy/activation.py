@@ -10,33 +10,33 @@ SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
 CUBIC = 0.044715  # Hendrycks & Gimpel 2016, section 2
 
 
-class GeluCache(NamedTuple):
+class GateCache(NamedTuple):
     """The input, and the factor between 0 and 1 that multiplied it (costly to compute again)."""
 
     x: np.ndarray
     gate: np.ndarray
 
 
-def gelu_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+def gelu_forward(x: np.ndarray) -> tuple[np.ndarray, GateCache]:
     """y = x Phi(x), Phi the standard normal distribution function: the exact form (Hendrycks & Gimpel 2016)."""
     gate = 0.5 * (1 + erf(x * SQRT_HALF))
-    return x * gate, GeluCache(x, gate)
+    return x * gate, GateCache(x, gate)
 
 
-def gelu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+def gelu_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
     """y = x Phi(x), so dy/dx = Phi(x) + x phi(x), with the density phi(x) = Phi'(x) = exp(-x^2/2) / sqrt(2 pi)."""
     x, gate = cache
     density = np.exp(-0.5 * (x * x)) * (0.5 * SQRT_2_OVER_PI)
     return d_y * (gate + x * density)
 
 
-def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+def gelu_tanh_forward(x: np.ndarray) -> tuple[np.ndarray, GateCache]:
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the approximation that GPT-2 uses."""
     gate = 0.5 * (1 + np.tanh(x * (SQRT_2_OVER_PI + SQRT_2_OVER_PI * CUBIC * (x * x))))
-    return x * gate, GeluCache(x, gate)
+    return x * gate, GateCache(x, gate)
 
 
-def gelu_tanh_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+def gelu_tanh_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
     """y = x g with g = (1 + tanh u)/2 and u = sqrt(2/pi) (x + c x^3).
 
     dg/du = (1 - tanh^2 u)/2, and tanh u = 2g - 1, so dg/du = 2 g (1 - g): the saved gate is enough.
@@ -68,16 +68,16 @@ def relu_squared_backward(d_y: np.ndarray, positive: np.ndarray) -> np.ndarray:
     return d_y * (2 * positive)
 
 
-def silu_forward(x: np.ndarray) -> tuple[np.ndarray, GeluCache]:
+def silu_forward(x: np.ndarray) -> tuple[np.ndarray, GateCache]:
     """y = x s(x), s(x) = 1 / (1 + exp(-x)) (Elfwing et al. 2017).
 
     Written as s(x) = (1 + tanh(x/2)) / 2, the same function, so that no exponential overflows.
     """
     gate = 0.5 * (1 + np.tanh(0.5 * x))
-    return x * gate, GeluCache(x, gate)
+    return x * gate, GateCache(x, gate)
 
 
-def silu_backward(d_y: np.ndarray, cache: GeluCache) -> np.ndarray:
+def silu_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
     """s' = s (1 - s), so dy/dx = s + x s (1 - s)."""
     x, gate = cache
     return d_y * (gate + x * (gate * (1 - gate)))
@@ -88,7 +88,7 @@ def erf(x: np.ndarray) -> np.ndarray:
 
     Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and the continued
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
-    What is near is clipped for the analysis of rounding, whose `near` is a guess where errors are large.
+    The clip changes no number: it is for the analysis of rounding, where `near` is a guess if errors are large.
     """
     split = 2.5
     near, negative = np.abs(x.real) < split, x.real < 0

@@ -30,7 +30,7 @@ def embedding_backward(d_y: np.ndarray, cache: EmbeddingCache) -> np.ndarray:
     """Gradient of the table; integers have none.
 
     y[n] = W[token[n]], so dL/dW[v] = sum of d_y[n] over the places n that read row v. Sorted by token, equal tokens are
-    neighbours and each sum is over one run of rows: `np.add.at` gives the same sum, many times slower.
+    neighbours and each sum is over one run of rows: `np.add.at` gives the same sum, up to several times slower.
     """
     tokens, weight = cache
     d_weight = np.zeros_like(weight)

@@ -81,17 +81,17 @@ class Block(nn.Module):
 def recomputed(block: nn.Module, generator: Generator | None, *arguments: Any) -> Tensor:
     """block(*arguments), whose inside is not kept for the backward pass but computed again there (Chen et al. 2016).
 
-    The second time it must drop the same units, so the stream is set back for it; a device's own stream torch sets back."""
+    The second time it must drop the same units, so the stream is rewound for it; torch rewinds a device's own."""
     assert isinstance(block, Block)
     stream = generator.generator if isinstance(generator, Share) else generator
     if stream is None or isinstance(stream, torch.device) or block.config.dropout == 0:
         return checkpoint(block, *arguments, use_reentrant=False)
-    contexts = contextlib.nullcontext(), _SetBack(stream)
+    contexts = contextlib.nullcontext(), _Rewound(stream)
     return checkpoint(block, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
 
 
-class _SetBack:
-    """Inside, the stream goes on from where it is now; afterwards from where it was then. Entered once per backward pass."""
+class _Rewound:
+    """Inside, the stream is where it was when this was made; afterwards where it was before. Used in the backward pass."""
 
     def __init__(self, stream: np.random.Generator | torch.Generator) -> None:
         self._stream, self._start = stream, _state(stream)

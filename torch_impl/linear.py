@@ -50,8 +50,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, layers: Sequence[Linear], bfloat16: bool) -> None:
         super().__init__()
-        weight = _behind_each_other([layer.weight for layer in layers])
-        bias = _behind_each_other([layer.bias for layer in layers if layer.bias is not None])
+        weight = _concatenated([layer.weight for layer in layers])
+        bias = _concatenated([layer.bias for layer in layers if layer.bias is not None])
         assert weight is not None
         self.in_bfloat16 = bfloat16
         if bfloat16:
@@ -68,7 +68,7 @@ class PackedLinear(nn.Module):
         return (_onednn if self.packed else linear)(x.bfloat16(), self.weight, self.bias).to(x.dtype)
 
 
-def _behind_each_other(parts: list[Tensor]) -> Tensor | None:
+def _concatenated(parts: list[Tensor]) -> Tensor | None:
     """The parts (O, ...) as one, without their history; a single one is not copied."""
     if len(parts) < 2:
         return parts[0].detach() if parts else None
@@ -111,8 +111,8 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-# For torch.compile, which takes ONEDNN itself for a call that it made, with a weight that never changes. Not by custom_op:
-# that looks at the arguments of every call for aliases, and small products are quick.
+# For torch.compile, which mistakes a direct call of ONEDNN for one of its own, with a weight that never changes. Not by
+# custom_op: that looks at the arguments of every call for aliases, which for small products takes too long.
 if not hasattr(torch.ops.twinformer, "onednn"):
     torch.library.define("twinformer::onednn", "(Tensor x, Tensor weight, Tensor? bias) -> Tensor")
     torch.library.impl("twinformer::onednn", "cpu", _onednn)

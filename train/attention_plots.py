@@ -12,7 +12,7 @@ import numpy as np
 
 from reference_numpy.attention import AttentionCache, CausalCache, MultiHeadCache
 from train.looking import distance, entropy
-from train.plots import _figure, _save, _style, attention_colors, plot_attention, signed_colors
+from train.plots import attention_colors, new_figure, plot_attention, plot_style, save_figure, signed_colors
 from train.vocabulary import label
 
 if TYPE_CHECKING:
@@ -101,8 +101,8 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
     t, s = slice(-MOST_TRACED, None), slice(-MOST_TRACED, None)
     rows, columns = rows[t], columns[s]
     height = max(1.0, 0.11 * max(len(rows), len(columns)))
-    with _style():
-        figure = _figure(10, 4 * (height + 0.72) + 0.5)
+    with plot_style():
+        figure = new_figure(10, 4 * (height + 0.72) + 0.5)
         figure.suptitle(title)
         grid, own = figure.add_gridspec(4, 1), "input" if traced.x is traced.memory else "memory"
         also = f" ({traced.also})" if traced.also else ""
@@ -138,7 +138,7 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
             "$\\times\\ W_O^\\top \\rightarrow$ added to the stream",
             rows=rows,
         )
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _map(
@@ -199,9 +199,9 @@ def plot_statistics(layers: Mapping[str, np.ndarray], same: bool, path: Path, ti
     ]
     if same:
         panels.append(("mean distance (tokens)", distance, 0.0))
-    with _style():
+    with plot_style():
         heads, count = max(len(array) for array in arrays), len(arrays)
-        figure = _figure(min(12.0, max(4.2, 0.62 * heads + 1.4)) * len(panels), max(2.4, 0.5 * count + 1.5))
+        figure = new_figure(min(12.0, max(4.2, 0.62 * heads + 1.4)) * len(panels), max(2.4, 0.5 * count + 1.5))
         figure.suptitle(title)
         for axes, (name, measure, top) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             values = np.stack([measure(array).mean(axis=-1) for array in arrays])  # (L, H)
@@ -213,4 +213,4 @@ def plot_statistics(layers: Mapping[str, np.ndarray], same: bool, path: Path, ti
             axes.tick_params(length=0)
             axes.set(xlabel="head", title=name)
             axes.grid(False)
-        _save(figure, path)
+        save_figure(figure, path)

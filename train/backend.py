@@ -52,7 +52,7 @@ class Step(NamedTuple):
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen; see `reference_numpy.decode.next_token`."""
+    """How the next token is chosen; see `reference_numpy.decode.next_tokens`."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -115,7 +115,7 @@ def create_backend(
 
 
 def with_dtype(options: TrainConfig) -> TrainConfig:
-    """The options with what auto, if they ask for it, is on the device."""
+    """The options with a format in the place of dtype auto: the one for the device."""
     if options.dtype != "auto":
         return options
     there = options.backend == "torch" and multiplies_bfloat16(torch_device(options.device))

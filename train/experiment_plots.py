@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from train.plots import BLUE, PURPLE, VERMILION, _figure, _save, _style
+from train.plots import BLUE, PURPLE, VERMILION, new_figure, plot_style, save_figure
 
 Result = Mapping[str, Any]
 
@@ -14,8 +14,8 @@ Result = Mapping[str, Any]
 def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
     """The difference of every variant to the baseline with its confidence interval, a row each, study by study."""
     rows = [result for result in results if "difference" in result]
-    with _style():
-        figure = _figure(8, 1.3 + 0.27 * max(len(rows), 3))
+    with plot_style():
+        figure = new_figure(8, 1.3 + 0.27 * max(len(rows), 3))
         axes = figure.add_subplot()
         studies = list(dict.fromkeys(row["study"] for row in rows))
         for y, row in enumerate(rows):
@@ -31,7 +31,7 @@ def plot_ablation(results: Sequence[Result], path: str | os.PathLike[str]) -> No
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("exact validation loss minus the baseline's (nats per character), with 95 % intervals")
         axes.set_title("One change at a time: left is better; grey: no difference shown (5 %, Holm)")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _variant(study: str, name: str) -> str:
@@ -44,8 +44,8 @@ def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, pat
     """Loss, and the two scores of every head, against steps. `histories`: number of layers -> what was measured."""
     deep, flat = max(histories), min(histories)
     steps = [record["step"] for record in histories[deep]]
-    with _style():
-        figure = _figure(7.5, 8)
+    with plot_style():
+        figure = new_figure(7.5, 8)
         loss, previous, following = figure.subplots(3, 1, sharex=True)
         for name, color, style in (("loss_seen", VERMILION, "-"), ("loss_new", PURPLE, "-.")):
             kind = "seen before" if name == "loss_seen" else "new"
@@ -72,7 +72,7 @@ def plot_induction(histories: Mapping[Any, Sequence[Result]], chance: float, pat
         following.set(title="Induction score of every head", xlabel="step")
         following.margins(x=0.02)
         following.xaxis.set_major_formatter("{x:,g}")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLike[str]) -> None:
@@ -81,8 +81,8 @@ def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLi
     Of an encoder-decoder the cross-attention is shown."""
     from matplotlib.lines import Line2D
 
-    with _style():
-        figure = _figure(10, 3.6)
+    with plot_style():
+        figure = new_figure(10, 3.6)
         loss, norms, entropy = figure.subplots(1, 3, width_ratios=(1.2, 1, 1))
         shown: list[str] = []
         # What is right lies below, broad, so that it can be seen where the two are one.
@@ -109,7 +109,7 @@ def plot_pitfall(title: str, right: Result, wrong: Result, path: str | os.PathLi
         entropy.set(xlabel="step", title="Entropy of attention", ylabel="nats, mean over heads", ylim=(0, None))
         figure.suptitle(title, weight="bold")
         figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 LAYER_STYLES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1))) * 8
@@ -153,8 +153,8 @@ def _plot_entropies(looks: Sequence[Result], color: str, wide: float, axes: Any)
 
 def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None:
     """The exact loss of every rung from the first to the last, with its parameters."""
-    with _style():
-        figure = _figure(8, 1.2 + 0.42 * len(results))
+    with plot_style():
+        figure = new_figure(8, 1.2 + 0.42 * len(results))
         axes = figure.add_subplot()
         losses = [result["loss"] for result in results]
         left = min(losses) - 0.05
@@ -169,4 +169,4 @@ def plot_ladder(results: Sequence[Result], path: str | os.PathLike[str]) -> None
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("exact validation loss (nats per character)")
         axes.set_title("From bigram to GPT, one idea a rung")
-        _save(figure, path)
+        save_figure(figure, path)

@@ -6,7 +6,7 @@ import numpy as np
 
 from train.backend import Sampling, Twin
 from train.configuration import GenerateConfig
-from train.pairs import Search, transform
+from train.pairs import Search, answer_all
 from train.streams import stream
 from train.trained import Trained, load_trained
 from train.vocabulary import Symbols, Vocabulary
@@ -43,7 +43,7 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
     search = Search(
         options.beams if beams is None else beams, options.length_penalty if length_penalty is None else length_penalty
     )
-    return transform(trained.twin, trained.vocabulary, [source], search, trained.model.context)[0]
+    return answer_all(trained.twin, trained.vocabulary, [source], search, trained.model.context)[0]
 
 
 def write(

@@ -19,7 +19,7 @@ from train.backend import Twin
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.extras import extra
-from train.pairs import END, START, Pair, Search, marks, pair_batch, pair_batches, sampled_pairs, transform
+from train.pairs import END, START, Pair, PairTask, marks, pair_batch
 from train.streams import stream
 from train.vocabulary import Vocabulary
 
@@ -47,8 +47,8 @@ class Recipe:
 
     def part(self, key: str) -> Part:
         """Where a key belongs: a tenth of all is for validation, another for the test."""
-        tenth = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        choice = int.from_bytes(tenth, "little") % 10
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        choice = int.from_bytes(digest, "little") % 10
         if choice > 1 or self.always_trained(key):
             return "training"
         return "validation" if choice else "test"
@@ -120,7 +120,7 @@ RECIPES = {
 }
 
 
-class GeneratedPairs:
+class GeneratedPairs(PairTask):
     """A task made by a recipe; judged by the share of HELD_OUT unseen sources that it answers without any mistake."""
 
     kind: Kind = "encoder_decoder"
@@ -148,13 +148,6 @@ class GeneratedPairs:
         keys = self._recipe.drawn("training", generator)
         return pair_batch([self._tokens(next(keys)) for _ in range(self._config.batch)], *self._marks)
 
-    def validation_batches(self) -> Iterator[Batch]:
-        return pair_batches(self._validation, self._config.evaluation_batch, *self._marks)
-
-    def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
-        pairs = sampled_pairs(self._validation, self._config.evaluation_characters, generator)
-        return list(pair_batches(pairs, self._config.evaluation_batch, *self._marks))
-
     def scores(self, twin: Twin) -> dict[str, Any]:
         answers = self._answers(twin, [source for source, _ in self._test])
         right = sum(answer == target for answer, (_, target) in zip(answers, self._test, strict=True))
@@ -179,8 +172,3 @@ class GeneratedPairs:
     def _tokens(self, key: str) -> Pair:
         source, target = self._recipe.pair(key)
         return Pair(self.vocabulary.encode(source), self.vocabulary.encode(target))
-
-    def _answers(self, twin: Twin, sources: list[str]) -> list[str]:
-        config = self._config
-        search = Search(config.beams, config.length_penalty)
-        return transform(twin, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)

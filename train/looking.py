@@ -142,7 +142,7 @@ def losses_near(records: Sequence[Mapping[str, float]], steps: Sequence[int]) ->
 
 
 def moments(run: Path) -> list[tuple[int, Path]]:
-    """Step and file of every model that a run has kept, the last one last; of two of one step the finished one."""
+    """Step and file of every model that a run has kept, the last one last; at equal steps the finished one."""
     finished = run_folder.model_of(run)
     step = int(load_arrays(finished, "model")[1]["step"])
     kept = dict([*run_folder.kept(run), *run_folder.snapshots(run)])

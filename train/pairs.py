@@ -14,6 +14,7 @@ from reference_numpy.decode import beam_search, greedy_search
 from reference_numpy.loss import IGNORE
 from reference_numpy.mask import padding_mask
 from train.backend import Twin
+from train.configuration import TrainConfig
 from train.data import Batch
 from train.vocabulary import Symbols
 
@@ -44,7 +45,7 @@ def padded(sequences: Sequence[np.ndarray], filler: int = 0) -> tuple[np.ndarray
 
 
 def pair_batch(pairs: Sequence[Pair], start: int, end: int) -> Batch:
-    """The pairs side by side. What follows END in a target has -1.
+    """The pairs side by side. Targets behind END are -1.
 
     The decoder needs no padding mask: it looks back only, and what follows the real tokens is not asked for."""
     source, source_padding = padded([pair.source for pair in pairs])
@@ -67,7 +68,7 @@ def sampled_pairs(pairs: Sequence[Pair], targets: int, generator: np.random.Gene
     return [pairs[index] for index in order[: np.searchsorted(counts, targets) + 1]]
 
 
-def transform(
+def answer_all(
     twin: Twin, vocabulary: Symbols, sources: Sequence[str], search: Search, context: int, size: int = 64
 ) -> list[str]:
     """What the model answers to each source, decoded from its own output, `size` sources at a time.
@@ -91,8 +92,29 @@ def transform(
     return answers
 
 
+class PairTask:
+    """What all tasks on pairs do alike. A task's own `__init__` gives it these."""
+
+    vocabulary: Symbols
+    _config: TrainConfig
+    _marks: tuple[int, int]
+    _validation: Sequence[Pair]
+
+    def validation_batches(self) -> Iterator[Batch]:
+        return pair_batches(self._validation, self._config.evaluation_batch, *self._marks)
+
+    def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
+        pairs = sampled_pairs(self._validation, self._config.evaluation_characters, generator)
+        return list(pair_batches(pairs, self._config.evaluation_batch, *self._marks))
+
+    def _answers(self, twin: Twin, sources: Sequence[str]) -> list[str]:
+        config = self._config
+        search = Search(config.beams, config.length_penalty)
+        return answer_all(twin, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)
+
+
 def source_tokens(vocabulary: Symbols, source: str, context: int) -> np.ndarray:
-    """Tokens of a source. Raises ValueError as `transform`."""
+    """Tokens of a source. Raises ValueError as `answer_all`."""
     tokens = vocabulary.encode(source, "source")
     if not 0 < len(tokens) <= context:
         raise ValueError(f"source: expected 1 to {context} tokens, the model's context, got {len(tokens)}")

@@ -63,8 +63,8 @@ def plot_loss(
     exact = _series([record for record in log_records if record.get("exact", True)], "validation_loss")
     if not any(np.isfinite(series[:, 1]).any() for series in (training, estimates, exact)):
         raise ValueError("log_records: expected at least one finite train_loss or validation_loss, got none")
-    with _style():
-        figure = _figure(7.5, 4.5)
+    with plot_style():
+        figure = new_figure(7.5, 4.5)
         axes = figure.add_subplot()
         if len(training):
             axes.plot(training[:, 0], training[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
@@ -83,7 +83,7 @@ def plot_loss(
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
         axes.legend(loc="best")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def loss_text(loss: float, digits: int = 4) -> str:
@@ -121,8 +121,8 @@ def plot_attention(
     if max(len(rows), len(columns)) > MOST_TOKENS:
         title += f"\n(the last {MOST_TOKENS} of {max(len(rows), len(columns))} tokens)"
     rows, columns = rows[-MOST_TOKENS:], columns[-MOST_TOKENS:]
-    with _style():
-        _save(_attention_figure(shown, rows, columns, title, names, measure), path)
+    with plot_style():
+        save_figure(_attention_figure(shown, rows, columns, title, names, measure), path)
 
 
 def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, float], path: str | os.PathLike[str]) -> None:
@@ -132,8 +132,8 @@ def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, f
     """
     forms = list(dict.fromkeys(record["form"] for record in records))
     panels = (("seconds", 1e3, "time, forward and backward (ms)"), ("bytes", 2**-20, "peak memory (MiB)"))
-    with _style():
-        figure = _figure(9, 4)
+    with plot_style():
+        figure = new_figure(9, 4)
         for axes, (figure_name, unit, label_text) in zip(figure.subplots(1, 2), panels, strict=True):
             for form, color, marker in zip(forms, (VERMILION, BLUE, GREEN), "so^", strict=True):
                 points = np.array([(r["T"], r[figure_name] * unit) for r in records if r["form"] == form])
@@ -145,7 +145,7 @@ def plot_complexity(records: Sequence[Mapping[str, Any]], slopes: Mapping[str, f
             axes.set_xticks(lengths, labels=[f"{T:,}" for T in lengths])
             axes.minorticks_off()
             axes.legend(loc="upper left")
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLike[str], title: str) -> None:
@@ -164,9 +164,9 @@ def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLik
         shown = np.clip(np.log10(values), FAINTEST, 99)  # an error of 0 is drawn as the faintest
     blues = LinearSegmentedColormap.from_list("bounds", ["#e6f0f7", BLUE, "#001a33"])
     colors = blues.with_extremes(over=VERMILION, bad="#cccccc")
-    with _style():
+    with plot_style():
         rows, longest = len(ratios), max(map(len, ratios))
-        figure = _figure(0.075 * longest + 0.85 * len(witnesses) + 1.5, max(3.0, 0.17 * rows + 1.3))
+        figure = new_figure(0.075 * longest + 0.85 * len(witnesses) + 1.5, max(3.0, 0.17 * rows + 1.3))
         axes = figure.add_subplot()
         image = axes.imshow(shown, vmin=FAINTEST, vmax=0, cmap=colors, interpolation="nearest", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
@@ -185,7 +185,7 @@ def plot_check(ratios: Mapping[str, Mapping[str, float]], path: str | os.PathLik
         )
         decades = range(FAINTEST, 1)
         bar.set_ticks(list(decades), labels=[f"{10.0**decade:g}" for decade in decades])
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def plot_positions(
@@ -198,8 +198,8 @@ def plot_positions(
 ) -> None:
     """How order enters: a table of positions (T, D), the cosine of every two rows (T, T), the same against the distance, a
     line (N,) for each kind, and ALiBi's penalties for slopes (H,)."""
-    with _style():
-        figure = _figure(9, 7.8, gap=0.05)
+    with plot_style():
+        figure = new_figure(9, 7.8, gap=0.05)
         (of_table, of_pairs), (of_distance, of_alibi) = figure.subplots(2, 2)
         most = float(np.abs(table).max())
         image = of_table.imshow(table, cmap=signed_colors(), vmin=-most, vmax=most, aspect="auto", interpolation="nearest")
@@ -225,7 +225,7 @@ def plot_positions(
         of_alibi.legend(loc="lower left")
         for axes in (of_table, of_pairs):
             axes.grid(False)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def signed_colors() -> Any:
@@ -266,7 +266,7 @@ def _attention_figure(
     least = 2.4 if len(arrays) > 1 else 3.4 if heads > 1 else 4.8
     width, height = max(least, 0.09 * len(columns)), max(least, 0.09 * len(rows))
     aside, below = (WORD * (max(map(len, labels)) - 1) for labels in (rows, columns))
-    figure = _figure(across * (width + aside + 0.35) + 1.3, down * (height + below + 0.45) + 0.9)
+    figure = new_figure(across * (width + aside + 0.35) + 1.3, down * (height + below + 0.45) + 0.9)
     grid: np.ndarray = figure.subplots(down, across, squeeze=False)
     size = min(9.0, max(5.0, 72 * 0.8 * min(width / len(columns), height / len(rows))))
     image = None
@@ -330,13 +330,13 @@ def _annotate_last(axes: "Axes", series: np.ndarray) -> None:
     )
 
 
-def _style() -> Any:
+def plot_style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(STYLE)
 
 
-def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
+def new_figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     """An empty figure of that size in inches, drawn by Agg, with a gap between its panels as a share of one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -347,7 +347,7 @@ def _figure(width: float, height: float, gap: float = 0.02) -> "Figure":
     return figure
 
 
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+def save_figure(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Write the whole picture or nothing."""
     picture = io.BytesIO()
     with warnings.catch_warnings():  # a script that the font lacks is drawn as boxes, one warning a character

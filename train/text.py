@@ -83,7 +83,7 @@ class MaskedLanguageModel:
     """Say what stood at 15 % of the positions (Devlin et al. 2019, section 3.1), over characters and MASK.
 
     Of the chosen positions 80 % show MASK, 10 % a random character, 10 % their own; the loss is that of all chosen ones. The
-    validation text is spoilt once, in the same way in every run."""
+    validation text is corrupted once, in the same way in every run."""
 
     kind: Kind = "encoder"
     unit = "masked character"
@@ -96,7 +96,7 @@ class MaskedLanguageModel:
         self.vocabulary = Vocabulary.from_text(corpus.text + MASK)
         self.split = split_tokens(self.vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
         self._mask = int(self.vocabulary.encode(MASK)[0])
-        self._validation = self.spoilt(self.split.validation, stream(0, "validation"))
+        self._validation = self.corrupted(self.split.validation, stream(0, "validation"))
         if not self._validation.counted:
             raise ValueError(
                 f"corpus: expected a longer text, got one with no hidden character among {len(self.split.validation)}"
@@ -105,7 +105,7 @@ class MaskedLanguageModel:
         self.facts = text_facts(corpus, self.split, self.vocabulary)
         self.files: Mapping[str, bytes] = {}
 
-    def spoilt(self, tokens: np.ndarray, generator: np.random.Generator) -> Batch:
+    def corrupted(self, tokens: np.ndarray, generator: np.random.Generator) -> Batch:
         """Tokens of any shape with a share of them hidden, and as targets what stood there, -1 elsewhere."""
         chosen = generator.random(tokens.shape) < CHOSEN
         fate = generator.random(tokens.shape)
@@ -117,7 +117,7 @@ class MaskedLanguageModel:
     def training_batch(self, number: int, generator: np.random.Generator) -> Batch:
         while True:  # of a few characters none may be hidden
             drawn = random_batch(self.split.training, self._config.model.context, self._config.batch, generator)
-            batch = self.spoilt(drawn.tokens, generator)
+            batch = self.corrupted(drawn.tokens, generator)
             if batch.counted:
                 return batch
 

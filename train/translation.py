@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from train.backend import Twin
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.extras import extra
-from train.pairs import END, START, Pair, Search, marks, pair_batch, pair_batches, sampled_pairs, transform
+from train.pairs import END, START, Pair, PairTask, marks, pair_batch
 from train.run_folder import SUBWORDS
 from train.streams import stream
 from train.subwords import Subwords
@@ -26,7 +25,7 @@ SPLITS = {"training": "train", "validation": "val", "test": "test_2016_flickr"}
 SHOWN = 10  # translations in the sample
 
 
-class Multi30k:
+class Multi30k(PairTask):
     """Translation with joint subwords, learned from both sides of the training text; judged by BLEU."""
 
     kind: Kind = "encoder_decoder"
@@ -71,20 +70,13 @@ class Multi30k:
         first, last = self._limits[self._order[position]]
         return pair_batch([self._training[index] for index in self._by_length[first:last]], *self._marks)
 
-    def validation_batches(self) -> Iterator[Batch]:
-        return pair_batches(self._validation, self._config.evaluation_batch, *self._marks)
-
-    def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
-        pairs = sampled_pairs(self._validation, self._config.evaluation_characters, generator)
-        return list(pair_batches(pairs, self._config.evaluation_batch, *self._marks))
-
     def scores(self, twin: Twin) -> dict[str, Any]:
         """BLEU (percent) of detokenised translations against the raw references, with sacrebleu's own tokenizer."""
         bleu = extra("sacrebleu").metrics.BLEU()
         found: dict[str, Any] = {}
         for name in ("test", "validation"):
             sources, references = zip(*self._texts[name], strict=True)
-            score = bleu.corpus_score(self._translations(twin, sources), [references])
+            score = bleu.corpus_score(self._answers(twin, sources), [references])
             found[f"bleu_{SPLITS[name]}"] = score.score
             found[f"length_ratio_{SPLITS[name]}"] = score.ratio
         search = {"beams": self._config.beams, "length_penalty": self._config.length_penalty}
@@ -92,7 +84,7 @@ class Multi30k:
 
     def sample(self, twin: Twin, generator: np.random.Generator) -> str:
         sources, references = zip(*self._texts["test"][:SHOWN], strict=True)
-        translations = self._translations(twin, sources)
+        translations = self._answers(twin, sources)
         return "\n".join(
             f"{source}\n  -> {translation}\n  (reference: {reference})"
             for source, translation, reference in zip(sources, translations, references, strict=True)
@@ -115,11 +107,6 @@ class Multi30k:
         order = generator.permutation(len(self._training))
         self._by_length = order[np.argsort(self._lengths[order], kind="stable")]
         return generator.permutation(len(self._limits))
-
-    def _translations(self, twin: Twin, sources: Sequence[str]) -> list[str]:
-        config = self._config
-        search = Search(config.beams, config.length_penalty)
-        return transform(twin, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)
 
 
 def read_pairs(folder: Path, split: str) -> Texts:

@@ -15,7 +15,7 @@ import torch
 
 from train.benchmarks.timing import interval
 from train.checkpoint import write_atomically
-from train.plots import BLUE, VERMILION, _figure, _save, _style
+from train.plots import BLUE, VERMILION, new_figure, plot_style, save_figure
 from train.run_folder import environment
 
 YARDSTICK = "nanoGPT"
@@ -113,8 +113,8 @@ def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
     """One panel per shape, one bar per contender: the step, with half its interquartile range to either side.
 
     Forward alone and forward with backward were measured in calls of their own, so they are marks, not parts of the bar."""
-    with _style():
-        figure = _figure(6.5 * len(tables) + 0.5, 3.8)
+    with plot_style():
+        figure = new_figure(6.5 * len(tables) + 0.5, 3.8)
         for axes, (name, table) in zip(figure.subplots(1, len(tables), squeeze=False)[0], tables.items(), strict=True):
             records = sorted(table["records"], key=lambda record: -record["step"])
             places = range(len(records))
@@ -134,7 +134,7 @@ def plot_steps(tables: Mapping[str, Any], path: Path) -> None:
             axes.grid(axis="y", visible=False)
         handles = axes.get_legend_handles_labels()[0]
         figure.legend(handles=[*handles[-1:], *handles[:-1]], loc="outside lower center", ncols=3)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def yardstick(name: str, table: Mapping[str, Any]) -> tuple[str, float]:

@@ -87,7 +87,7 @@ def test_yardstick():
 def test_a_bar_is_the_step_and_nothing_else(tmp_path, monkeypatch):
     """Backward is timed in calls of its own, so forward with backward may seem to take longer than the whole step."""
     saved: list[Figure] = []
-    monkeypatch.setattr(report, "_save", lambda figure, path: saved.append(figure))
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: saved.append(figure))
     record = {"name": "a", "forward": 0.02, "gradients": 0.039, "step": 0.034, "spread": 0.004}
     shape = {"layers": 1, "heads": 1, "width": 8, "context": 8, "batch": 1}
     report.plot_steps({"small": {"records": [record], "shape": shape}}, tmp_path / "bench.png")

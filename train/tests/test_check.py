@@ -223,8 +223,8 @@ def test_elements_are_taken_singly_from_the_largest_gradient_on(tmp_path, elemen
 
 def test_json_and_plot(tmp_path, monkeypatch, capsys):
     figures = []
-    save = check.plot_check.__globals__["_save"]
-    monkeypatch.setitem(check.plot_check.__globals__, "_save", lambda *both: (figures.append(both[0]), save(*both)))
+    save = check.plot_check.__globals__["save_figure"]
+    monkeypatch.setitem(check.plot_check.__globals__, "save_figure", lambda *both: (figures.append(both[0]), save(*both)))
     config, path, plot = write_config(tmp_path), tmp_path / "out.json", tmp_path / "out.png"
     assert main(["check", "--config", config, "--seed", "3", "--json", str(path), "--plot", str(plot)]) == 0
     content = json.loads(path.read_text())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from train.cli import main
 from train.configuration import train_config
 from train.generated import HELD_OUT, RECIPES, GeneratedPairs
-from train.pairs import END, START, Pair, Search, marks, padded, pair_batch, pair_batches, sampled_pairs, transform
+from train.pairs import END, START, Pair, Search, answer_all, marks, padded, pair_batch, pair_batches, sampled_pairs
 from train.streams import stream
 from train.tests.runs import records, snapshot
 from train.vocabulary import Vocabulary
@@ -157,13 +157,15 @@ class Reciter:
 def test_answers_come_back_in_the_order_of_the_sources(beams):
     sources = ["abc", "a", "cb", "bb", "c", "abcabc"]
     twin = Reciter()
-    assert transform(twin, VOCABULARY, sources, Search(beams, 0.6), context=9, size=4) == sources
+    assert answer_all(twin, VOCABULARY, sources, Search(beams, 0.6), context=9, size=4) == sources
     assert [shape[0] for shape, _ in twin.asked] == [4, 2]
-    assert transform(Reciter(), VOCABULARY, ["abcabc"], Search(beams, 0.6), context=6) == ["abcabc"]
-    assert transform(Reciter(), VOCABULARY, ["a" + START + "c"], Search(beams, 0.6), context=6) == ["ac"]  # START is no text
+    assert answer_all(Reciter(), VOCABULARY, ["abcabc"], Search(beams, 0.6), context=6) == ["abcabc"]
+    assert answer_all(Reciter(), VOCABULARY, ["a" + START + "c"], Search(beams, 0.6), context=6) == [
+        "ac"
+    ]  # START is no text
     for source, message in (("", "expected 1 to 3 tokens"), ("abca", "expected 1 to 3 tokens"), ("x", "character 'x'")):
         with pytest.raises(ValueError, match=f"^source: {message}"):
-            transform(Reciter(), VOCABULARY, [source], Search(beams, 0.6), context=3)
+            answer_all(Reciter(), VOCABULARY, [source], Search(beams, 0.6), context=3)
 
 
 COPY = ["train", "--preset", "copy", "--device", "cpu", "--width", "16", "--heads", "2", "--layers", "1", "--batch", "8"]

@@ -25,15 +25,15 @@ PNG = b"\x89PNG\r\n\x1a\n"
 def figures(monkeypatch):
     """The figures that were saved, to ask what they say."""
     saved: list[Figure] = []
-    save = plots._save
+    save = plots.save_figure
 
     def remember(figure, path):
         saved.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", remember)
-    monkeypatch.setattr(attention_plots, "_save", remember)
-    monkeypatch.setattr(experiment_plots, "_save", remember)
+    monkeypatch.setattr(plots, "save_figure", remember)
+    monkeypatch.setattr(attention_plots, "save_figure", remember)
+    monkeypatch.setattr(experiment_plots, "save_figure", remember)
     return saved
 
 
@@ -327,7 +327,7 @@ def test_equal_curves_are_both_seen(tmp_path, figures):
     [(0.17, 3.2, ["0.2", "0.5", "1", "2"]), (0.04, 3.0, ["0.1", "1"]), (2e-5, 5.0, ["{-4}", "{-3}", "{-2}", "{-1}", "{0}"])],
 )
 def test_a_logarithmic_axis_has_labels_enough_and_no_more(low, high, labels):
-    axes = plots._figure(3, 3).add_subplot()
+    axes = plots.new_figure(3, 3).add_subplot()
     axes.set(yscale="log", ylim=(low, high))
     experiment_plots._few_ticks(axes)
     axes.figure.canvas.draw()

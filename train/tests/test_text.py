@@ -21,7 +21,7 @@ def test_devlins_shares_are_hidden_replaced_and_kept(masked):
     tokens = np.random.default_rng(0).integers(0, len(masked.vocabulary) - 1, (200, 300))
     mask = masked.vocabulary.symbols.index(MASK)
     tokens += tokens >= mask
-    batch = masked.spoilt(tokens, np.random.default_rng(1))
+    batch = masked.corrupted(tokens, np.random.default_rng(1))
     asked = batch.targets >= 0
     assert (batch.targets[asked] == tokens[asked]).all()
     assert (batch.tokens[~asked] == tokens[~asked]).all()
