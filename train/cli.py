@@ -40,6 +40,7 @@ from train.configuration import (
     TrainConfig,
     preset,
     read_run_config,
+    without_effect,
 )
 from train.parallel import reports_error
 
@@ -104,9 +105,13 @@ def parse(arguments: list[str]) -> Any:
     ]
     any_of_them: Any = functools.reduce(operator.or_, kinds)  # Any: no type checker knows it
     with _parse_errors_as_value_errors():
-        return tyro.cli(
+        config = tyro.cli(
             any_of_them, prog="twinformer", description=DESCRIPTION, args=arguments, config=(tyro.conf.OmitArgPrefixes,)
         )
+    for name, meant in without_effect(config).items():
+        if any(argument.split("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for argument in arguments):
+            raise ValueError(f"{name}: expected none here, since it is for {meant}, got {getattr(config, name)}")
+    return config
 
 
 def run(config: Any) -> int:

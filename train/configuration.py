@@ -57,6 +57,7 @@ class ModelOptions(ModelConfig):
     vocabulary: Annotated[int, Suppress] = 1
 
 
+ON_TEXT = ("language_model", "masked_language_model")
 COUNTS_FROM_1 = (
     "batch",
     "batch_tokens",
@@ -533,6 +534,37 @@ class ParametersConfig:
 
     model: str
     """Name of a model in train/models.toml, such as gpt2 or vaswani-base."""
+
+
+def without_effect(config: Any) -> dict[str, str]:
+    """Options of a subcommand that change nothing beside the others, and what they are for."""
+    needs: dict[str, tuple[bool, str]] = {}
+    if isinstance(config, TrainConfig):
+        on_text, muon = config.task in ON_TEXT, config.optimizer == "muon"
+        falls, multi30k = config.schedule in ("cosine", "stable_decay"), config.task == "multi30k"
+        needs = {
+            "momentum": (muon, "optimizer muon"),
+            "adamw_learning_rate": (muon, "optimizer muon"),
+            "minimum_learning_rate": (falls, "schedules cosine and stable_decay"),
+            "decay": (config.schedule == "stable_decay", "schedule stable_decay"),
+            "corpus": (on_text or multi30k, "tasks that read one"),
+            "validation_fraction": (on_text, "tasks on one text"),
+            "batch": (not multi30k, "other tasks than multi30k, which has batch_tokens"),
+            "batch_tokens": (multi30k, "task multi30k"),
+            "subwords": (multi30k, "task multi30k"),
+            "beams": (not on_text, "tasks on pairs"),
+            "length_penalty": (not on_text, "tasks on pairs"),
+            "sample_length": (config.task == "language_model", "task language_model"),
+        }
+    if isinstance(config, GenerateConfig):
+        sampling = ("length", "temperature", "top_k", "top_p", "seed")
+        needs = dict.fromkeys(sampling, (config.source is None, "models that write on, not for an answer to a source"))
+    if isinstance(config, AttentionConfig):
+        needs = {
+            "layer": (config.view in ("layer", "head", "trace"), "views layer, head and trace"),
+            "head": (config.view in ("head", "trace"), "views head and trace"),
+        }
+    return {name: meant for name, (holds, meant) in needs.items() if not holds}
 
 
 def preset(name: str) -> TrainConfig:

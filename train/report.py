@@ -80,6 +80,7 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
         [
             f"exact validation loss {outcome.validation_loss:.4f} nats per {unit}, "
             f"{outcome.validation_loss / math.log(2):.4f} bits per {unit}",
+            *_of_the_mean(trainer),
             *(f"{name}: {value}" for name, value in outcome.scores.items() if not isinstance(value, list)),
             f"{outcome.training_seconds:.1f} s of training, {outcome.evaluation_seconds:.1f} s of evaluation",
             *_of_the_machine(trainer),
@@ -88,6 +89,14 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
             *(f"    {line}" for line in lines),
         ]
     )
+
+
+def _of_the_mean(trainer: Trainer) -> list[str]:
+    """A line on which models the finished one is the mean of, if it is one."""
+    if trainer.config.average < 2:
+        return []
+    steps = [f"{step:,}" for step, _ in run_folder.kept(trainer.folder)]
+    return [f"of the mean of the models after {', '.join(steps)} steps"]
 
 
 def _of_the_machine(trainer: Trainer) -> list[str]:

@@ -16,13 +16,12 @@ from reference_numpy.model import ModelCache, loss_and_gradients, model_forward
 from reference_numpy.parameters import Parameters, initialize
 from train import run_folder, streams
 from train.checkpoint import load_model
-from train.configuration import CheckConfig, TrainConfig, preset, read_config, read_run_config, with_vocabulary
+from train.configuration import ON_TEXT, CheckConfig, TrainConfig, preset, read_config, read_run_config, with_vocabulary
 from train.data import Batch
 from train.task import Task, create_task
 from train.vocabulary import Symbols
 
 VOCABULARY = 61  # symbols of a random batch where the options name no number: a prime, so that no other axis has it
-ON_TEXT = ("language_model", "masked_language_model")
 Saved = tuple[Parameters, ModelConfig, Symbols]
 
 
