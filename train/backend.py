@@ -123,6 +123,11 @@ def with_dtype(options: TrainConfig) -> TrainConfig:
     return replace(options, dtype="bfloat16" if there else "float32", bfloat16_residual=residual)
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch means that there is not enough memory: on a CPU it has no kind of error of its own for that."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 class NumpyBackend:
     """Trains and runs the spec."""
 

@@ -114,7 +114,7 @@ class TrainConfig:
     adamw_learning_rate: float = 1e-3
     """muon: peak learning rate of the parameters that adamw takes; the schedule is the same for both."""
     minimum_learning_rate: float = 1e-4
-    """Learning rate at the last step, for cosine and stable_decay."""
+    """Learning rate that cosine and stable_decay come down to, after the last step."""
     warmup: int = 100
     """Steps over which the learning rate climbs to its peak; all of a run that has fewer, but for noam."""
     decay: int = 0
@@ -137,6 +137,8 @@ class TrainConfig:
     """Share of each target spread over the whole vocabulary in the training loss (fraction); validation has none."""
     average: int = 0
     """The finished model is the mean of the parameters at this many last checkpoints; 0 or 1 takes the last ones alone."""
+    keep_best: bool = False
+    """The finished model is that with the lowest estimate of the validation loss, for a small text read too often."""
     beams: int = 1
     """Sequence to sequence: width of the search in the final test, partial answers kept at each step; 1 is greedy."""
     length_penalty: float = 0.6
@@ -203,6 +205,12 @@ class TrainConfig:
             most = -(-self.steps // self.checkpoint_every)
             kept = f"at most the {most} checkpoints of {self.steps} steps, one every {self.checkpoint_every}"
             require(self.average <= most, "average", kept, self.average)
+        if self.keep_best:
+            require(self.average < 2, "keep_best", "none with average", self.keep_best)
+            require(self.evaluate_every >= 1, "evaluate_every", "at least 1 with keep_best", self.evaluate_every)
+        require(self.resume is None or not self.overwrite, "overwrite", "none together with resume", self.overwrite)
+        if self.schedule == "stable_decay":
+            require(self.decay >= 1, "decay", "at least 1 for stable_decay, which else is constant", self.decay)
         if self.schedule in ("cosine", "stable_decay"):
             least, most_rate = self.minimum_learning_rate, self.learning_rate
             require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")

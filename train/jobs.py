@@ -7,6 +7,7 @@ that is finished is only reported anew.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -74,7 +75,8 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
     def run(job: Job) -> Record | None:
         if stopped.is_set():
             return None
-        record = in_a_process(job.name, perform, job, context)
+        with tempfile.TemporaryDirectory(prefix="twinformer_") as folder:
+            record = in_a_process(job.name, functools.partial(perform, Path(folder)), job, context)
         with writing, path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         return record
@@ -85,40 +87,42 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
                 assert record is not None
                 records[record["key"]] = record
                 bar.update()
-        except BaseException:  # Ctrl-C, or a training that failed: no other is waited for
+        except BaseException as error:  # Ctrl-C, or a training that failed: no other is waited for
             stopped.set()
             for child in multiprocessing.active_children():
                 child.kill()
+            if isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt(f"stopped; the same command goes on from what is in {path}") from error
             raise
     return records
 
 
-def perform(job: Job) -> Record:
-    """Trains as the job says, in this process, which must not have used the rooms of its faults before."""
+def perform(folder: Path, job: Job) -> Record:
+    """Trains as the job says, in an empty folder and in this process, which must not have used the rooms of its faults
+    before."""
     install(job.faults)
     from train.look import Look
     from train.loop import prepare
 
-    with tempfile.TemporaryDirectory(prefix="twinformer_") as folder:
-        options = {**job.options, "threads": 1, "output": str(Path(folder) / "run")}
-        trainer = prepare(train_config(options, job.name))
-        look, outcome, failure = Look(trainer, job.look_every), None, None
-        try:
-            outcome = trainer.run(look)
-        except ValueError as error:  # the loss is not finite, which is a result here
-            failure = str(error)
-        finite = outcome is not None and math.isfinite(outcome.validation_loss)
-        return {
-            "key": job.key,
-            "name": job.name,
-            "seed": trainer.config.seed,
-            "faults": list(job.faults),
-            "loss": outcome.validation_loss if outcome is not None and finite else None,
-            "scores": {} if outcome is None else {k: v for k, v in outcome.scores.items() if not isinstance(v, list)},
-            "failure": failure,
-            "cpu_seconds": time.process_time(),
-            **look.report(finite),
-        }
+    options = {**job.options, "threads": 1, "output": str(folder / "run")}
+    trainer = prepare(train_config(options, job.name))
+    look, outcome, failure = Look(trainer, job.look_every), None, None
+    try:
+        outcome = trainer.run(look)
+    except ValueError as error:  # the loss is not finite, which is a result here
+        failure = str(error)
+    finite = outcome is not None and math.isfinite(outcome.validation_loss)
+    return {
+        "key": job.key,
+        "name": job.name,
+        "seed": trainer.config.seed,
+        "faults": list(job.faults),
+        "loss": outcome.validation_loss if outcome is not None and finite else None,
+        "scores": {} if outcome is None else {k: v for k, v in outcome.scores.items() if not isinstance(v, list)},
+        "failure": failure,
+        "cpu_seconds": time.process_time(),
+        **look.report(finite),
+    }
 
 
 def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, context: Any = None) -> Result:
@@ -143,13 +147,22 @@ def in_a_process(name: str, function: Callable[[Any], Result], argument: Any, co
 def _child(function: Callable[[Any], Any], argument: Any, end: Connection) -> None:
     """Sends the result, or a text that says what went wrong and the kind of error to raise."""
     tqdm.set_lock(threading.RLock())  # its own would be shared among processes, and left behind when this one is stopped
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
         try:
             end.send((function(argument), "", None))
-        except (ValueError, OSError) as error:  # what a user can mend
+        except (ValueError, OSError, MemoryError) as error:  # what a user can mend
             end.send((None, str(error), ValueError))
         except BaseException:
             end.send((None, traceback.format_exc(), RuntimeError))
+
+
+def _end_with_the_parent() -> None:
+    """Whoever is killed cannot stop us, and nobody else would read what we find."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def start_method() -> Any:

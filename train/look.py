@@ -41,7 +41,7 @@ class Look:
         trainer = self._trainer
         reached = trainer.twin.gradients(self._batch)
         log = [
-            {key: record[key] for key in KEPT if key in record and math.isfinite(record[key])}
+            {key: record[key] for key in KEPT if record.get(key) is not None}
             for record in run_folder.read_log(trainer.folder)
         ]
         parameters = sum(part.size for part in reached.values() if part.any())

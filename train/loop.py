@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,7 +17,7 @@ import numpy as np
 
 from reference_numpy.parameters import initialize, parameter_count
 from train import run_folder, schedule, streams
-from train.backend import PARAMETERS, Arrays, Twin, create_backend, with_dtype
+from train.backend import PARAMETERS, Arrays, Twin, create_backend, out_of_memory, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.data import Batch
@@ -27,6 +27,12 @@ from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
 MODEL_OPTIONS = tuple(option.name for option in fields(ModelOptions))
+# Of a run that has done all of its steps these would be a claim about what it has done.
+OF_STEPS = (
+    *("batch", "batch_tokens", "accumulate", "schedule", "learning_rate", "adamw_learning_rate", "minimum_learning_rate"),
+    *("warmup", "decay", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "clip_norm", "input_noise"),
+    "label_smoothing",
+)
 FIXED = ("task", "validation_fraction", "subwords", "optimizer", "seed", "dtype", *MODEL_OPTIONS)
 
 
@@ -44,11 +50,12 @@ class Outcome(NamedTuple):
     scores: dict[str, Any]
 
 
-def prepare(config: TrainConfig, processes: Processes = ALONE) -> Trainer:
+def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | None = None) -> Trainer:
     """All that can fail before training: the folder, the task and its data, the model, the checkpoint to go on from.
 
-    Afterwards the run folder exists and has its config.json. Raises: ValueError or OSError for what a user can mend."""
-    folder = processes.agreed(run_folder.choose(config))
+    `folder` is one that `run_folder.claimed` gave; None chooses one. Afterwards it exists and has its config.json. Raises:
+    ValueError or OSError for what a user can mend."""
+    folder = processes.agreed(run_folder.choose(config)) if folder is None else folder
     with processes.one_after_the_other():
         task = create_task(config)
     config = with_dtype(with_vocabulary(config, len(task.vocabulary), task.kind))
@@ -56,7 +63,9 @@ def prepare(config: TrainConfig, processes: Processes = ALONE) -> Trainer:
     if config.resume is not None:
         trainer.restore()
     if processes.writes:
-        run_folder.open_for(config, folder, task.facts, task.files)
+        run_folder.open_for(config, folder, task.facts, task.files, trainer.step)
+        if config.resume is not None:
+            run_folder.trim_log(folder, trainer.step)
     return trainer
 
 
@@ -66,7 +75,7 @@ def snapshot_steps(count: int, steps: int) -> set[int]:
     The finished model stands for the last step. Short runs have fewer, since two cannot share a step."""
     if count == 0:
         return set()
-    return {0, *map(round, np.geomspace(max(1.0, steps / 100), steps, count)[:-1])} - {steps}
+    return {0, *map(round, np.geomspace(max(1.0, steps / 100), steps, min(count, steps + 1))[:-1])} - {steps}
 
 
 def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
@@ -92,13 +101,39 @@ class Trainer:
         self._since_record = (0, 0.0)  # targets and seconds
         self.step = 0  # updates done
         self._unheard = False  # whether whoever read our output has gone
+        self._lowest = math.inf  # estimate of the validation loss, nats per target
+        self._undo: dict[Path, bytes] = {}  # files of a resumed run as they were, until it has saved
         self.training_seconds = self.evaluation_seconds = 0.0
 
     def run(self, on_step: Callable[[int], None] | None = None) -> Outcome:
         """Trains to the last step and evaluates; leaves weights, state and log in the run folder.
 
         `on_step` is called after every step with the number of steps done, for experiments that look inside.
-        Raises: Interrupted after Ctrl-C or SIGTERM, with a checkpoint saved; ValueError when the loss is not finite."""
+        Raises: Interrupted after Ctrl-C or another signal to end, with a checkpoint saved; ValueError when the loss is not
+        finite; MemoryError. What fails before it has saved leaves a resumed run as it was."""
+        try:
+            self._train(on_step)
+        except (MemoryError, RuntimeError) as error:
+            self._put_back()
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
+            advice = "a smaller batch with more accumulate takes less, and so does --checkpoint-activations"
+            raise MemoryError(f"batch: not enough memory for a step ({str(error).split(chr(10))[0]}); {advice}") from error
+        except BaseException:
+            self._put_back()
+            raise
+        try:
+            return self._finish()
+        except KeyboardInterrupt as interrupt:
+            self._put_back()
+            raise Interrupted(f"stopped after training; to go on: twinformer train --resume {self.folder}") from interrupt
+
+    def _put_back(self) -> None:
+        for path, content in self._undo.items():
+            write_atomically(path, content)
+
+    def _train(self, on_step: Callable[[int], None] | None) -> None:
+        """All steps that are left, with estimates and checkpoints."""
         config, hidden = self.config, None if self.processes.writes else True  # None: where nobody looks
         with _Interrupts() as interrupts, tqdm(total=config.steps, initial=self.step, unit="step", disable=hidden) as bar:
             if self.step == 0:
@@ -109,17 +144,13 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step)
                 self._take_snapshot()
-                if _due(self.step, config.evaluate_every) and self.step < config.steps:
+                if _due(self.step, config.evaluate_every) and (self.step < config.steps or config.keep_best):
                     self._evaluate(bar)
                 stop = self.processes.any(interrupts.seen or self._unheard)
                 if _due(self.step, config.checkpoint_every) or self.step == config.steps or stop:
                     self.save()
                 if stop and self.step < config.steps:
                     raise Interrupted(f"stopped after step {self.step}; to go on: twinformer train --resume {self.folder}")
-        try:
-            return self._finish()
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted(f"stopped after training; to go on: twinformer train --resume {self.folder}") from interrupt
 
     def describe(self) -> str:
         """One line on what is about to be trained."""
@@ -150,7 +181,9 @@ class Trainer:
         }
         if self.processes.writes:
             save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
+        self._undo = {}
         self._save_model(run_folder.MODEL, parameters)
+        self._remove(path for _, path in run_folder.best(self.folder)[:-1])
 
     def restore(self) -> None:
         """Goes on from the run's checkpoint. Raises: ValueError when its task, data, model, seed or dtype is another."""
@@ -164,14 +197,20 @@ class Trainer:
             raise self._incomplete(error) from error
         if step > self.config.steps:
             raise ValueError(f"steps: expected at least the {step} that the run has done, got {self.config.steps}")
-        kept, taken = run_folder.kept(self.folder), run_folder.snapshots(self.folder)
+        if step == self.config.steps:
+            _check_same_options(self.config, self.folder, OF_STEPS, "as in the run, which has done all of its steps")
+        kept, later = run_folder.kept(self.folder), [*run_folder.best(self.folder), *run_folder.snapshots(self.folder)]
         wanted = [number for number, _ in kept if number <= step and self._is_kept(number)]
         if self.config.average > 1:
-            wanted = wanted[-self.config.average :]
-            if step == self.config.steps and not wanted:
+            if kept:  # else some of them would not be among those to average
+                _check_same_options(self.config, self.folder, ("checkpoint_every",), "as for the models that it has kept")
+            to_come = sum(self._is_kept(number) for number in range(step + 1, self.config.steps + 1))
+            if self.config.average > len(wanted) + to_come:
                 raise ValueError(
-                    f"average: expected 0 for a finished run that has kept no models, got {self.config.average}"
+                    f"average: expected at most {len(wanted) + to_come}, the models that this run has kept and will keep, "
+                    f"got {self.config.average}"
                 )
+            wanted = wanted[-self.config.average :]
         try:
             self.twin.import_state(arrays, twin)
         except KeyError as error:
@@ -179,9 +218,13 @@ class Trainer:
         streams.import_state(self.streams, stream_states)
         self.step = step
         if self.processes.writes:
-            run_folder.trim_log(self.folder, self.step)
+            changing = (self.folder / run_folder.CONFIG, self.folder / run_folder.LOG)
+            self._undo = {path: path.read_bytes() for path in changing if path.exists()}
+        estimates = [record for record in run_folder.read_log(self.folder) if record.get("exact") is False]
+        lowest = min((r["validation_loss"] or math.inf for r in estimates if r["step"] <= step), default=math.inf)
+        self._lowest = self.processes.agreed(lowest)
         self._remove(path for number, path in kept if number not in wanted)
-        self._remove(path for number, path in taken if number > step)
+        self._remove(path for number, path in later if number > step)
 
     def _incomplete(self, error: Exception) -> ValueError:
         return ValueError(f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}")
@@ -245,6 +288,9 @@ class Trainer:
     def _evaluate(self, bar: tqdm) -> None:
         """The estimate of the validation loss on the run's fixed part of the validation set."""
         loss = self._measure(self._estimate)
+        if self.config.keep_best and self.processes.agreed(loss < self._lowest):
+            self._lowest = loss
+            self._save_model(run_folder.BEST.format(step=self.step), self.twin.parameters())
         counted = {self._units: sum(batch.counted for batch in self._estimate)}
         self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
         if self.processes.writes and not self._unheard:
@@ -258,8 +304,11 @@ class Trainer:
         """The exact validation loss, of every target of the validation set, and the scores of the task.
 
         Of several processes, the one that writes takes the finished model and goes on by itself."""
+        self.processes.any(False)  # all files are written, and the old ones gone
         if self.config.average > 1:
-            self._take_the_mean()
+            self._take_the_mean(run_folder.kept(self.folder))
+        elif self.config.keep_best:
+            self._take_the_mean(run_folder.best(self.folder)[-1:])
         # The mean's; else those of the last step again, in case that a crash came between state and model.
         self._save_model(run_folder.MODEL, self.twin.parameters())
         batches = list(self.task.validation_batches())
@@ -280,10 +329,9 @@ class Trainer:
             write_atomically(self.folder / run_folder.SCORES, text.encode())
         return Outcome(self.folder, loss, **seconds, scores=scores)
 
-    def _take_the_mean(self) -> None:
-        """Goes over to the mean of the kept models; the state on disk stays that of training."""
-        self.processes.any(False)  # they are all written, and the old ones gone
-        paths = [path for _, path in run_folder.kept(self.folder)]
+    def _take_the_mean(self, models: Sequence[tuple[int, Path]]) -> None:
+        """Goes over to the mean of the models in these files; the state on disk stays that of training."""
+        paths = [path for _, path in models]
         arrays, extra = self.twin.export_state()
         mean = {PARAMETERS + name: array for name, array in mean_parameters(paths).items()}
         self.twin.import_state(arrays | mean, extra)
@@ -303,20 +351,23 @@ class Trainer:
         if not self.processes.writes:
             return
         with (self.folder / run_folder.LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **record}) + "\n")
+            finite = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
+            file.write(json.dumps({"step": self.step, **finite}) + "\n")
 
 
 class _Interrupts:
-    """While it is open, the first Ctrl-C, or SIGTERM, by which a cluster announces that it wants the machine back, sets
-    `seen`, so that no step is cut in half; a second one raises at once."""
+    """While it is open, the first Ctrl-C, or another signal by which a cluster or a terminal announces the end, sets `seen`,
+    so that no step is cut in half. A second one raises at once; one that comes within a second is an echo of the first."""
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+    ECHO = 1.0  # seconds
 
     def __enter__(self) -> _Interrupts:
-        self.seen = False
+        self.seen, self._first = False, 0.0
         self._main = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
         if self._main:
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+            heard = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores SIGHUP
+            self._previous = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -325,18 +376,25 @@ class _Interrupts:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.seen:
+        now = time.monotonic()
+        if self.seen and now > self._first + self.ECHO:
             raise KeyboardInterrupt
-        self.seen = True
+        if not self.seen:
+            self.seen, self._first = True, now
 
 
 def _check_same_experiment(config: TrainConfig, folder: Path, task: Task) -> None:
     saved, given = (flat_options(one) for one in (read_run_config(folder), config))
     if saved["task"] == given["task"] and run_folder.text_of(folder).get("sha256") != task.facts["sha256"]:
         raise ValueError(f"corpus: expected the data that the run in {str(folder)!r} learnt from, got another one")
-    for name in FIXED:
+    _check_same_options(config, folder, FIXED, "as in the run to resume")
+
+
+def _check_same_options(config: TrainConfig, folder: Path, names: Sequence[str], why: str) -> None:
+    saved, given = (flat_options(one) for one in (read_run_config(folder), config))
+    for name in names:
         if saved[name] != given[name]:
-            raise ValueError(f"{name}: expected {saved[name]} as in the run to resume, got {given[name]}")
+            raise ValueError(f"{name}: expected {saved[name]} {why}, got {given[name]}")
 
 
 def _due(step: int, every: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from pathlib import Path
 from typing import Any
 
 from train import run_folder
@@ -25,14 +24,8 @@ EXCERPT_LINES = 12
 def train_and_report(config: TrainConfig) -> Outcome:
     """Trains, fills the run folder with figures and a sample, prints where they are. Raises: as `prepare` and `run`."""
     with connected(config) as processes, contextlib.ExitStack() as stack:
-        name = "output" if config.resume is None else "resume"
-        folder = getattr(config, name)
-        before = folder is not None and Path(folder).is_dir()  # held before anything in it is read, or overwritten
-        if before and processes.writes:
-            stack.enter_context(run_folder.held(Path(folder), name))
-        trainer = prepare(config, processes)
-        if not before and processes.writes:
-            stack.enter_context(run_folder.held(trainer.folder, name))
+        folder = stack.enter_context(run_folder.claimed(config)) if processes.writes else None
+        trainer = prepare(config, processes, processes.agreed(folder))
         if processes.writes:
             print(trainer.describe(), flush=True)
         outcome = trainer.run()
@@ -80,7 +73,7 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
         [
             f"exact validation loss {outcome.validation_loss:.4f} nats per {unit}, "
             f"{outcome.validation_loss / math.log(2):.4f} bits per {unit}",
-            *_of_the_mean(trainer),
+            *_of_which(trainer),
             *(f"{name}: {value}" for name, value in outcome.scores.items() if not isinstance(value, list)),
             f"{outcome.training_seconds:.1f} s of training, {outcome.evaluation_seconds:.1f} s of evaluation",
             *_of_the_machine(trainer),
@@ -91,8 +84,11 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
     )
 
 
-def _of_the_mean(trainer: Trainer) -> list[str]:
-    """A line on which models the finished one is the mean of, if it is one."""
+def _of_which(trainer: Trainer) -> list[str]:
+    """A line on where the finished model comes from, if it is not that after the last step."""
+    if trainer.config.keep_best:
+        step, _ = run_folder.best(trainer.folder)[-1]
+        return [f"of the model after step {step:,}, whose estimate was the lowest"]
     if trainer.config.average < 2:
         return []
     steps = [f"{step:,}" for step, _ in run_folder.kept(trainer.folder)]

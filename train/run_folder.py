@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from train.checkpoint import load_arrays, write_atomically, write_json
-from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options
+from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options, read_run_config
+from train.corpus import SOURCES
 
 CONFIG = CONFIG_FILE
 LOG = "log.jsonl"
@@ -30,6 +31,7 @@ SUBWORDS = "subwords.json"
 STACKS = ("encoder", "decoder", "cross")  # an encoder-decoder has a picture of each
 FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, PAGE, SAMPLE, SCORES)
 KEPT = "checkpoint-{step:08d}.safetensors"  # a model kept to be averaged
+BEST = "best-{step:08d}.safetensors"  # a model whose estimated validation loss was the lowest so far
 SNAPSHOT = "snapshot-{step:08d}.safetensors"  # a model kept to be looked at
 
 # What belongs to this invocation and not to the run; it is not written into config.json.
@@ -47,7 +49,7 @@ def choose(config: TrainConfig) -> Path:
     elif config.output is not None:
         folder = Path(config.output)
     else:
-        folder = _first_free(Path("runs"), config.preset)
+        folder = _first_free(config.preset)
     if config.resume is None and folder.is_dir() and any(folder.iterdir()):
         if not _is_run(folder):
             raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
@@ -59,6 +61,39 @@ def choose(config: TrainConfig) -> Path:
             raise ValueError(f"corpus: expected a text outside of the run that is overwritten, got {config.corpus!r}")
     _check_writable(folder)
     return folder
+
+
+@contextlib.contextmanager
+def claimed(config: TrainConfig) -> Iterator[Path]:
+    """The folder that `config` asks for, made where it is new, and held while it is open; a new one that stays empty goes.
+
+    Raises: ValueError as `choose` and `held`."""
+    folder, made = _made(config)
+    with held(folder, "output" if config.resume is None else "resume"):
+        if not made:
+            folder = choose(config)  # again, since another process may have had it until now
+        try:
+            yield folder
+        finally:
+            for new in made:
+                if any(new.iterdir()):
+                    break
+                new.rmdir()
+
+
+def _made(config: TrainConfig) -> tuple[Path, list[Path]]:
+    """The folder that `config` asks for; and itself and those above it, as far as they were made here.
+
+    Of several processes that find a folder free one makes it."""
+    while True:
+        folder = choose(config)
+        if folder.is_dir() or config.resume is not None:
+            return folder, []
+        above = [path for path in folder.parents if not path.exists()]
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder, [folder, *above]
 
 
 def _is_run(folder: Path) -> bool:
@@ -91,8 +126,9 @@ def held(folder: Path, name: str) -> Iterator[None]:
         os.close(handle)
 
 
-def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Mapping[str, bytes]) -> None:
-    """Creates the folder, or clears it of the run that is overwritten; writes config.json and `files`.
+def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Mapping[str, bytes], step: int = 0) -> None:
+    """Creates the folder, or clears it of the run that is overwritten; writes config.json and `files`. For a run that goes
+    on after `step`, config.json also says which options are other ones from there on.
 
     Raises: ValueError when something has come into the folder since it was chosen; OSError."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,14 +142,22 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
     for name, file in files.items():
         write_atomically(folder / name, file)
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
+    if config.corpus not in SOURCES and Path(config.corpus).exists():
+        options["corpus"] = str(Path(config.corpus).resolve())  # a run may be resumed from anywhere
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
+    if config.resume is not None:
+        before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        old = flat_options(read_run_config(folder, "resume"))
+        new = {name: value for name, value in options.items() if value != old[name]}
+        changes = [*before.get("changes", []), *([{"after_step": step, "options": new}] if new else [])]
+        content |= {"changes": changes} if changes else {}
     write_json(folder / CONFIG, content, 2)
 
 
 def own_files(folder: Path) -> list[Path]:
     """What a run has left in its folder."""
     names = [*FILES, *(attention_of(stack) for stack in STACKS)]
-    numbered = [path for _, path in [*kept(folder), *snapshots(folder)]]
+    numbered = [path for _, path in [*kept(folder), *best(folder), *snapshots(folder)]]
     return [folder / name for name in names if (folder / name).exists()] + numbered
 
 
@@ -125,6 +169,11 @@ def attention_of(stack: str, path: str = ATTENTION) -> str:
 def kept(folder: Path) -> list[tuple[int, Path]]:
     """Step and file of the models kept to be averaged, in order."""
     return _numbered(folder, "checkpoint")
+
+
+def best(folder: Path) -> list[tuple[int, Path]]:
+    """Step and file of the models that were the best so far, in order: the last is better than all before."""
+    return _numbered(folder, "best")
 
 
 def snapshots(folder: Path) -> list[tuple[int, Path]]:
@@ -203,11 +252,11 @@ def trim_log(folder: Path, step: int) -> None:
     write_atomically(folder / LOG, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
-def _first_free(parent: Path, name: str) -> Path:
+def _first_free(name: str) -> Path:
     number = 1
-    while (parent / f"{name}-{number}").exists():
+    while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
-    return parent / f"{name}-{number}"
+    return folder
 
 
 def _check_writable(folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_preset_with_a_mistake_is_an_error(options):
         {"dtype": "float32", "bfloat16_residual": True},
         {"norm_position": "post", "dtype": "bfloat16", "bfloat16_residual": True},
         {"minimum_learning_rate": 1e-3, "learning_rate": 1e-4, "schedule": "cosine"},
-        {"minimum_learning_rate": 1e-3, "learning_rate": 1e-4, "schedule": "stable_decay"},
+        {"minimum_learning_rate": 1e-3, "learning_rate": 1e-4, "schedule": "stable_decay", "decay": 1},
         {"average": 3, "steps": 82, "checkpoint_every": 50},
         {"validation_fraction": 0.0},
         {"validation_fraction": 1.0},

@@ -28,10 +28,11 @@ def test_two_processes_train_as_one(tmp_path, monkeypatch):
     """With dropout, clipping, smoothing and accumulation, over micro-batches of three rows, so that the parts are uneven."""
     monkeypatch.setattr("train.generated.HELD_OUT", 20)
     pairs = {"task": "copy", "context": 17, "position": "sinusoidal", "batch": 1}
+    best = {"keep_best": True, "evaluate_every": 4}
     variants = {
         "ddp": {"parallel": "ddp", "average": 2, "checkpoint_every": 4},
         "fsdp": {"parallel": "fsdp", "optimizer": "muon", "learning_rate": 5e-3},
-        "recomputed": {"parallel": "fsdp", "checkpoint_activations": True, "norm": "rms", "position": "rotary"},
+        "recomputed": {"parallel": "fsdp", "checkpoint_activations": True, "norm": "rms", "position": "rotary", **best},
         "one-row": {"parallel": "ddp", **pairs},
     }
     one = {n: options(tmp_path / f"one-{n}", steps=12, schedule="constant", **v) for n, v in variants.items()}
