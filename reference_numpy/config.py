@@ -37,7 +37,7 @@ class ModelConfig:
     heads: int = 4
     """H, attention heads; must divide the width."""
     key_value_heads: int | None = None
-    """G, heads that keep keys and values: None for H (multi-head), 1 for multi-query, between for grouped-query."""
+    """G, heads that keep keys and values: None for H, 1 for multi-query attention (Shazeer 2019), between for grouped-query."""
     feed_forward: int | None = None
     """F, numbers per token inside the feed-forward layer; None for 4 D."""
     position: Position = "learned"
@@ -53,7 +53,7 @@ class ModelConfig:
     attention: Attention = "softmax"
     """softmax, quadratic in the length, or linear (feature map elu + 1)."""
     window: int | None = None
-    """Self-attention sees positions at a distance below this many tokens; None for all."""
+    """Self-attention sees positions at a distance below this many tokens (Beltagy et al. 2020); None for all."""
     qk_norm: bool = False
     """RMSNorm of each head's queries and keys, before the rotation (after Henry et al. 2020, who take the 2-norm)."""
     softcap: float | None = None
@@ -61,7 +61,7 @@ class ModelConfig:
     bias: bool = True
     """Biases in linear layers and in LayerNorm."""
     tied: bool = True
-    """The output projection reuses the token embedding."""
+    """The output projection reuses the token embedding (Press & Wolf 2017)."""
     scale_embedding: bool = False
     """Multiply the token embedding by sqrt(D), as in section 3.4 of the 2017 paper."""
     dropout: float = 0.0

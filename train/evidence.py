@@ -120,7 +120,8 @@ def translation() -> str:
     sample = (LOGS / name / "sample.txt").read_text(encoding="utf-8").splitlines()[:TRANSLATION_LINES]
     return "\n".join(
         [
-            f"`twinformer train --preset multi30k --corpus FOLDER` learns to translate (Multi30k, English to German): "
+            "`twinformer train --preset multi30k --corpus FOLDER` learns to translate, from the files of "
+            "[Multi30k](https://github.com/multi30k/dataset/tree/master/data/task1/raw), English to German: "
             f"{figures['parameters']:,} parameters, {figures['steps']:,} steps in {figures['seconds']:,.0f} s on "
             f"{threads} CPU core{'s' * (threads > 1)}, "
             f"BLEU **{scores['bleu_test_2016_flickr']:.2f}** on test_2016 and {scores['bleu_val']:.2f} on the validation "

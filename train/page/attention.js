@@ -333,20 +333,70 @@ function say() {
 
 let detail = null; // queries and keys of the last moment, once they are inflated
 
-/** Query times key, channel by channel: why the chosen row attends to the chosen column as it does. */
+/** Query times key, channel by channel: why the chosen row attends to the chosen column, or to each column, as it does. */
 function drawDetail() {
   const { row, column } = state, about = $("detail-about"), canvas = $("detail");
   $("detail-figure").hidden = DATA.detail === null;
   if (DATA.detail === null) return;
   canvas.hidden = true;
-  if (row === null || column === null || state.head === ALL || state.time !== LAST) {
-    about.textContent = "Choose a cell of the matrix, of one head at the last step, to see its query and key, channel by channel.";
+  if (row === null || state.head === ALL || state.time !== LAST) {
+    about.textContent =
+      "Choose a token that attends, of one head at the last step, to see its query times every key, channel by channel; " +
+      "or a cell of the matrix for one query and one key.";
     return;
   }
   if (detail === null) {
     inflate(DATA.detail.codes).then((buffer) => { detail = new Int16Array(buffer); drawDetail(); });
     return;
   }
+  canvas.hidden = false;
+  (column === null ? drawProducts : drawPair)(row, column);
+  canvas.setAttribute("aria-label", about.textContent);
+}
+
+const MOST_KEYS = 32;
+
+/** One query against every key that it sees: a line of products for each, whose sum over sqrt(K) is the score. */
+function drawProducts(row) {
+  const { rows, columns } = shown.stack, K = DATA.detail.width, query = vectorOf("query", row);
+  const weights = shown.weights.subarray(row * columns.length, (row + 1) * columns.length);
+  const seen = [...columns.keys()].filter((column) => weights[column] > 0);
+  const chosen = seen.sort((a, b) => weights[b] - weights[a]).slice(0, MOST_KEYS).sort((a, b) => a - b);
+  const products = chosen.map((column) => vectorOf("key", column).map((value, channel) => value * query[channel]));
+  const which = seen.length > MOST_KEYS ? `the ${MOST_KEYS} keys of the largest weights` : "every key that it sees";
+  $("detail-about").textContent =
+    `${K} channels: query of ${rows[row]} (${row}), then its products with ${which}. ` +
+    `At the right their sum, divided by √${K}, and, after ${DATA.detail.then}, the weight.`;
+  const label = 110, numbers = 100, line = 16, room = $("detail-figure").clientWidth - label - numbers;
+  const cell = Math.max(2, Math.min(18, room / K));
+  const context = prepare($("detail"), label + cell * K + numbers, line * (chosen.length + 1) + 6);
+  context.font = `12px ${FONT}`;
+  context.textBaseline = "middle";
+  const drawLine = (name, values, most, y, text) => {
+    context.globalAlpha = 1;
+    context.fillStyle = theme.ink;
+    context.textAlign = "right";
+    context.fillText(name, label - 6, y + line / 2, label - 8);
+    context.textAlign = "left";
+    context.fillText(text, label + cell * K + 8, y + line / 2);
+    values.forEach((value, channel) => {
+      context.globalAlpha = Math.min(1, Math.abs(value) / most);
+      context.fillStyle = value < 0 ? theme.negative : theme.positive;
+      context.fillRect(label + channel * cell, y + 1, Math.max(1, cell - 1), line - 2);
+    });
+  };
+  drawLine("query", query, Math.max(...query.map(Math.abs), 1e-9), 0, "score  weight");
+  const most = Math.max(...products.flat().map(Math.abs), 1e-9); // of all lines, so that they can be compared
+  chosen.forEach((column, index) => {
+    const score = products[index].reduce((total, value) => total + value, 0) / Math.sqrt(K);
+    const text = `${score.toFixed(2).padStart(5)}  ${weights[column].toFixed(3).padStart(6)}`;
+    drawLine(`${columns[column]} (${column})`, products[index], most, line * (index + 1) + 6, text);
+  });
+  context.globalAlpha = 1;
+}
+
+function drawPair(row, column) {
+  const about = $("detail-about"), canvas = $("detail");
   const K = DATA.detail.width, query = vectorOf("query", row), key = vectorOf("key", column);
   const products = query.map((value, channel) => value * key[channel]);
   const sum = products.reduce((total, value) => total + value, 0);
@@ -354,8 +404,6 @@ function drawDetail() {
   about.textContent =
     `${K} channels: query of ${shown.stack.rows[row]} (${row}), key of ${shown.stack.columns[column]} (${column}), their products. ` +
     `Sum ${sum.toFixed(2)}, divided by √${K}: ${(sum / Math.sqrt(K)).toFixed(2)}; ${DATA.detail.then}: weight ${weight.toFixed(3)}.`;
-  canvas.hidden = false;
-  canvas.setAttribute("aria-label", about.textContent);
   const label = 62, height = 56, gap = 10, bar = Math.max(2, Math.min(18, ($("detail-figure").clientWidth - label) / K));
   const context = prepare(canvas, label + bar * K, 3 * (height + gap));
   context.font = `12px ${FONT}`;

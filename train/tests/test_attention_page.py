@@ -349,6 +349,31 @@ def test_query_and_key_give_the_score(chromium, path, moments, detail):
         assert page.locator("#detail").is_hidden(), "queries and keys are those of the last step"
 
 
+def test_one_query_against_every_key(chromium, path, moments, detail):
+    """A line for each key that the query sees, in the colour of each product's sign, all on one scale."""
+    with opened(chromium, path, "#layer=1&head=2&row=8") as page:
+        settled(page)
+        wait_for(page, "!document.getElementById('detail').hidden")
+        about = page.inner_text("#detail-about")
+        assert about.startswith(f"{K} channels: query of {LABELS[8]} (8), then its products with every key that it sees.")
+        query, keys = detail[0].query[1, 2, 8], detail[0].key[1, 2]
+        products = keys * query  # (S, K)
+        key, channel = np.unravel_index(np.abs(products[:9]).argmax(), (9, K))  # what is drawn without any transparency
+        colour = page.evaluate(
+            """([key, channel]) => {
+              const canvas = document.getElementById("detail"), scale = canvas.width / canvas.clientWidth;
+              const cell = Math.max(2, Math.min(18, (document.getElementById("detail-figure").clientWidth - 210) / DATA.detail.width));
+              const [x, y] = [110 + channel * cell + cell / 2 - 0.5, 16 * (key + 1) + 6 + 8];
+              const pixel = canvas.getContext("2d").getImageData(Math.round(x * scale), Math.round(y * scale), 1, 1).data;
+              return [`#${[...pixel.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0")).join("")}`, theme.positive, theme.negative];
+            }""",
+            [int(key), int(channel)],
+        )
+        assert colour[0] == colour[1 if products[key, channel] > 0 else 2]
+        height = page.evaluate("document.getElementById('detail').clientHeight")
+        assert height == 16 * (9 + 1) + 6, "nine keys, none later than the query"
+
+
 def test_who_attends_to_a_token_is_shown_too(chromium, path, moments):
     with opened(chromium, path, "#layer=0&head=0") as page:
         page.select_option("#direction", "column")
