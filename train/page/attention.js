@@ -367,7 +367,7 @@ function drawProducts(row) {
   $("detail-about").textContent =
     `${K} channels: query of ${rows[row]} (${row}), then its products with ${which}. ` +
     `At the right their sum, divided by √${K}, and, after ${DATA.detail.then}, the weight.`;
-  const label = 110, numbers = 100, line = 16, room = $("detail-figure").clientWidth - label - numbers;
+  const label = 110, numbers = 116, line = 16, room = $("detail-figure").clientWidth - label - numbers;
   const cell = Math.max(2, Math.min(18, room / K));
   const context = prepare($("detail"), label + cell * K + numbers, line * (chosen.length + 1) + 6);
   context.font = `12px ${FONT}`;
