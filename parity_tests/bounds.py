@@ -326,9 +326,6 @@ class Tracked(NDArrayOperatorsMixin):
     def min(self, axis: Any = None, keepdims: bool = False, **kwargs: Any) -> Tracked:
         return _extremum(np.minimum, self, axis, keepdims, **kwargs)
 
-    def cumsum(self, axis: Any = None) -> Tracked:
-        return _cumsum(self, axis)
-
     def argmax(self, axis: Any = None, keepdims: bool = False) -> Any:
         return self.value.argmax(axis, keepdims=keepdims)
 
@@ -361,12 +358,8 @@ class Tracked(NDArrayOperatorsMixin):
                 result, where = _sum(*inputs, **{"axis": 0, **kwargs, "where": where}), True
             elif method == "reduce" and ufunc in (np.maximum, np.minimum):
                 result, where = _extremum(ufunc, *inputs, **{"axis": 0, **kwargs, "where": where}), True
-            elif method == "accumulate" and ufunc is np.add:
-                result = _cumsum(*inputs, **{"axis": 0, **kwargs})
             elif method == "reduceat" and ufunc is np.add:
                 result = _sum_segments(*inputs, **kwargs)
-            elif method == "at" and ufunc is np.add:
-                return _add_at(*inputs)
             else:
                 raise TypeError(f"Tracked: no rule for {ufunc.__name__}.{method}")
         return result if out is None and where is True else _write(result, out, where)
@@ -542,13 +535,10 @@ _RULES: dict[np.ufunc, Callable[..., tuple[np.ndarray, float, Any]]] = {
     np.absolute: _magnitude,
     np.sqrt: _square_root,
     np.exp: lambda value, a: (_narrow(value) * np.expm1(a.sketches), ELEMENTARY, 1),
-    np.expm1: lambda value, a: (_narrow(value + 1) * np.expm1(a.sketches), ELEMENTARY, 1),
     np.log: lambda value, a: (np.log1p(a.sketches / _narrow(a.value)), ELEMENTARY, 0),
-    np.log1p: lambda value, a: (np.log1p(a.sketches / _narrow(1 + a.value)), ELEMENTARY, 1),
     np.sin: _linear(lambda y, x: np.cos(x), ELEMENTARY, 1),
     np.cos: _linear(lambda y, x: -np.sin(x), ELEMENTARY, 0),
     np.tanh: _linear(lambda y, x: np.cosh(x) ** -2, ELEMENTARY, 1),
-    np.reciprocal: lambda value, a: (-_narrow(value) * a.sketches / (_narrow(a.value) + a.sketches), 1.0, 1),
     np.maximum: _choose(np.maximum),
     np.minimum: _choose(np.minimum),
 }
@@ -662,17 +652,6 @@ def _extremum(ufunc: np.ufunc, a: Tracked, axis: Any = None, keepdims: bool = Fa
 
 
 @_QUIET
-def _cumsum(a: Tracked, axis: Any = None, **kwargs: Any) -> Tracked:
-    if any(v is not None for v in kwargs.values()):
-        raise TypeError(f"Tracked: cumsum has no rule for {', '.join(kwargs)}")
-    a, axis = (a.ravel(), 0) if axis is None else (a, int(axis) % a.ndim)
-    value = np.cumsum(a.value, axis)
-    additions = np.sqrt(np.arange(a.shape[axis])).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
-    largest = _largest_partial_sum(np.cumsum(np.abs(a.value), axis), value)
-    return _rounded(value, np.cumsum(a.sketches, axis), additions * largest, a.format)
-
-
-@_QUIET
 def _sum_segments(a: Tracked, starts: Any, axis: int = 0, **kwargs: Any) -> Tracked:
     if any(v is not None for v in kwargs.values()):
         raise TypeError(f"Tracked: add.reduceat has no rule for {', '.join(kwargs)}")
@@ -681,20 +660,6 @@ def _sum_segments(a: Tracked, starts: Any, axis: int = 0, **kwargs: Any) -> Trac
     terms = np.add.reduceat(np.ones(a.shape[axis]), starts).reshape([-1 if i == axis else 1 for i in range(a.ndim)])
     largest = _largest_partial_sum(np.add.reduceat(np.abs(a.value), starts, axis), value)
     return _rounded(value, np.add.reduceat(a.sketches, starts, axis), np.sqrt(terms - 1) * largest, a.format)
-
-
-def _add_at(out: Tracked, index: Any, items: Any) -> None:
-    if not isinstance(out, Tracked):
-        raise TypeError("Tracked: np.add.at cannot write into a plain array (make it with np.zeros_like)")
-    items = out._lift(items)
-    terms, magnitudes = np.zeros(out.shape), np.abs(out.value)
-    np.add.at(out.value, index, items.value)
-    np.add.at(magnitudes, index, np.abs(items.value))
-    np.add.at(terms, index, 1.0)
-    for k in range(SKETCHES):
-        np.add.at(out.sketches[..., k], index, items.sketches[..., k])
-    largest = _largest_partial_sum(magnitudes, out.value)
-    out.noise[...] = _rounded(out.value, out.sketches, np.sqrt(terms) * largest, out.format).noise
 
 
 def _write(result: Any, out: Tracked | None, where: Any) -> Tracked:
@@ -744,14 +709,6 @@ def _copyto(out: Any, source: Any, where: Any = True) -> None:
     _write(out._lift(source), out, where)
 
 
-def _put_along_axis(out: Any, indices: np.ndarray, items: Any, axis: Any) -> None:
-    if not isinstance(out, Tracked):
-        raise TypeError("Tracked: np.put_along_axis cannot write into a plain array (make it with np.zeros_like)")
-    lifted = out._lift(items)
-    np.put_along_axis(out.value, indices, lifted.value, axis)
-    np.put_along_axis(out.noise, indices, lifted.noise, axis)
-
-
 def _clip(a: Any, low: Any = None, high: Any = None) -> Any:
     a = a if low is None else np.maximum(a, low)
     return a if high is None else np.minimum(a, high)
@@ -781,7 +738,6 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.amax: _method("max"),
     np.min: _method("min"),
     np.amin: _method("min"),
-    np.cumsum: _cumsum,
     np.einsum: _einsum,
     np.where: _where,
     np.zeros_like: _like(0.0),
@@ -789,10 +745,8 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.ones_like: _like(1.0),
     np.full_like: _full_like,
     np.copyto: _copyto,
-    np.put_along_axis: _put_along_axis,
     np.clip: _clip,
     np.real: lambda a: a,
-    np.outer: lambda a, b: np.multiply(a.reshape(-1, 1), b.reshape(1, -1)),
 }
 
 

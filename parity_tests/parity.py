@@ -19,16 +19,13 @@ The operations, their arguments, and what else to know:
     causal_attention  the same with T = S: no query sees a later key
     cross_entropy     logits (..., V), targets (...) integers, -1 for one that does not count; the mean over those that do
 
-A torch function takes these arguments; a module does so by `functional_call`; a NumPy pair (forward, backward) is in the
-spec's manner, and with None for backward only the output is judged; inputs of your own follow the operation, and a bias may
-be left out:
+A torch function takes these arguments; a module takes those that are not names of its parameters, and the others stand in
+for its parameters; a NumPy pair (forward, backward) is in the spec's manner, and with None for backward only the output is
+judged; inputs of your own follow the operation, and a bias may be left out:
 
+    assert_parity(torch.nn.LayerNorm(7), "layer_norm")
     assert_parity((my_forward, None), "softmax")
     assert_parity((my_forward, my_backward), "softmax", np.eye(3))
-
-    def function(x, w, b):
-        return torch.func.functional_call(my_norm, {"weight": w, "bias": b}, x, strict=True)
-    assert_parity(function, "layer_norm")
 
 Outputs and every gradient must lie within the derived bounds of the truth (see bounds.py); the error names the tensor, the
 element, what was expected and by how many bounds it is off.
@@ -170,7 +167,10 @@ def assert_parity(
     spec = OPERATIONS[operation]
     values = _given(spec, arguments) if arguments else _drawn(spec.example, seed)
     values = {name: cast(value, dtype) if is_real(value) else value for name, value in values.items()}
-    _check_signature(parts[0], values)
+    if isinstance(function, torch.nn.Module):
+        function = _with_parameters(function, values)
+    else:
+        _check_signature(parts[0], values)
 
     wanted = [is_real(value) for value in values.values()]
     forward, backward = spec.forward, _first_gradients(spec.backward, wanted)
@@ -234,17 +234,32 @@ def _given(spec: Operation, arguments: Sequence[Any]) -> dict[str, Any]:
     return values
 
 
+def _with_parameters(module: torch.nn.Module, values: Mapping[str, Any]) -> Callable[..., Any]:
+    """The module as a function of all arguments. Raises ValueError for one with other parameters or inputs."""
+    own = [name for name, _ in module.named_parameters()]
+    others = {name: value for name, value in values.items() if name not in own}
+    if not set(own) <= set(values):
+        raise ValueError(f"function: expected a module with parameters among {', '.join(values)}, got {', '.join(own)}")
+    _check_signature(module.forward, others)
+
+    def function(*arguments: Any) -> Any:
+        given = dict(zip(values, arguments, strict=True))
+        inputs = tuple(given[name] for name in others)
+        return torch.func.functional_call(module, {name: given[name] for name in own}, inputs, strict=True)
+
+    return function
+
+
 def _check_signature(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
     """Raises ValueError for a function with another number of parameters, as far as Python can tell."""
     try:
-        signature = inspect.signature(function.forward if isinstance(function, torch.nn.Module) else function)
+        signature = inspect.signature(function)
     except (TypeError, ValueError):  # one that is not written in Python
         return
     try:
         signature.bind(*values.values())
     except TypeError as error:
-        says = "; a module takes its parameters by functional_call" if isinstance(function, torch.nn.Module) else ""
-        raise ValueError(f"function: expected one that takes {', '.join(values)}, got one with {signature}{says}") from error
+        raise ValueError(f"function: expected one that takes {', '.join(values)}, got one with {signature}") from error
 
 
 def _first_gradients(backward: Callable[..., Any], wanted: Sequence[bool]) -> Callable[..., Any]:

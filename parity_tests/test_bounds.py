@@ -79,9 +79,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "square": (lambda a: a * a, 1),
     "cube": (lambda a: a**3, 1),
     "exp": (lambda a: np.exp(0.1 * a), 1),
-    "expm1": (lambda a: np.expm1(0.1 * a), 1),
     "log": (lambda a: np.log(1 + a * a), 1),
-    "log1p": (lambda a: np.log1p(a * a), 1),
     "sqrt": (lambda a: np.sqrt(1 + a * a), 1),
     "magnitude": (lambda a: np.abs(a / 3), 1),
     "tanh": (np.tanh, 1),
@@ -94,7 +92,6 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], int]] = {
     "mean": (lambda a: np.mean(a, axis=-1, keepdims=True), 1),
     "max": (lambda a: (a / 3).max(axis=-1), 1),
     "min": (lambda a: np.min(a / 3, axis=(0, 1)), 1),
-    "cumsum": (lambda a: np.cumsum(a, axis=-1), 1),
     "residual": (lambda a: a / 3 + np.tanh(a / 3), 1),
     "reduceat": (lambda a: np.add.reduceat(a, [0, 1, 3], axis=0) if len(a) > 3 else a, 1),
     "gram": (lambda a: a @ a.swapaxes(-1, -2), 1),
@@ -317,9 +314,8 @@ def in_place(x):
     view = out.reshape(3, 20)
     view[1, ::2] -= 0.1
     np.divide(out, 3, out=out, where=X > 0)
-    np.put_along_axis(out, np.argsort(X[:, :1], axis=1), 0.25, axis=1)
     total = np.full_like(x[0], 0.3)
-    np.add.at(total, INDEX, x[:, 2])
+    total[INDEX[:2]] += x[0, 2]
     return out, total
 
 

@@ -198,9 +198,8 @@ def test_several_outputs_and_arguments_that_are_no_arrays():
     def backward(d_outputs, cache):
         x, rows, scale = cache
         d_rows, d_tanh = d_outputs
-        d_x = np.zeros_like(x)
-        np.add.at(d_x, rows, d_rows * scale)
-        return d_x + d_tanh * (1 - np.tanh(x) * np.tanh(x)), None, None, None
+        read = np.eye(len(x))[rows]  # (N, V): 1 where a row was read
+        return read.T @ (d_rows * scale) + d_tanh * (1 - np.tanh(x) * np.tanh(x)), None, None, None
 
     arguments = {"x": SCORES["x"], "rows": np.array([2, 0, 2]), "scale": 0.3, "nothing": None}
     ratios = check_operation(

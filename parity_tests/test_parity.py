@@ -194,14 +194,27 @@ def test_a_pair_may_take_plain_arrays_alone():
     assert assert_parity((gelu_forward, gelu_backward), "gelu") <= 1
 
 
-def test_a_module_by_functional_call():
-    """As the docstring shows it: a module whose parameters are the operation's arguments."""
-    torch_norm = torch.nn.LayerNorm(7)
+@pytest.mark.parametrize(
+    ("module", "operation"),
+    [
+        (torch.nn.LayerNorm(7), "layer_norm"),
+        (torch.nn.Linear(5, 7), "linear"),
+        (torch.nn.Embedding(7, 5), "embedding"),
+        (torch.nn.RMSNorm(7, eps=1e-5), "rms_norm"),
+        (torch.nn.GELU(), "gelu"),
+    ],
+)
+def test_modules_pass(module, operation):
+    """The arguments of their parameters' names stand in for these, and get the gradients."""
+    before = {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+    assert 0 <= assert_parity(module, operation) <= 1
+    assert all((parameter == before[name]).all() for name, parameter in module.named_parameters())
+    assert all(parameter.grad is None for parameter in module.parameters())
 
-    def function(x, w, b):
-        return torch.func.functional_call(torch_norm, {"weight": w, "bias": b}, x)
 
-    assert assert_parity(function, "layer_norm") <= 1
+def test_a_wrong_module_is_rejected():
+    with pytest.raises(AssertionError, match="assert_parity, layer_norm, float64, yours"):
+        assert_parity(torch.nn.LayerNorm(7, eps=1e-6), "layer_norm")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +236,8 @@ def test_the_three_lines_that_are_promised(text):
         ((torch.nn.Softmax, "softmax"), "function: expected a function, .* got <class 'torch.nn"),
         (((softmax_forward,), "softmax"), "function: expected a function, or a tuple of two"),
         (([softmax_forward, softmax_backward], "softmax"), "function: expected a function, or a tuple of two"),
-        ((torch.nn.LayerNorm(7), "layer_norm"), "function: expected one that takes x, weight, bias, .* by functional_call"),
+        ((torch.nn.MultiheadAttention(6, 2), "attention"), "function: expected a module with parameters among query, key"),
+        ((torch.nn.Bilinear(5, 5, 7), "linear"), r"function: expected one that takes x, got one with \(input1"),
         (
             ((lambda x: x, softmax_backward), "linear"),
             r"function: expected one that takes x, weight, bias, got one with \(x\)",

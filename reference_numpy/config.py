@@ -37,7 +37,7 @@ class ModelConfig:
     heads: int = 4
     """H, attention heads; must divide the width."""
     key_value_heads: int | None = None
-    """G, heads that keep keys and values: None for H, 1 for multi-query attention (Shazeer 2019), between for grouped-query."""
+    """G, heads that keep keys and values: None for H, 1 for multi-query (Shazeer 2019), between for grouped-query."""
     feed_forward: int | None = None
     """F, numbers per token inside the feed-forward layer; None for 4 D."""
     position: Position = "learned"

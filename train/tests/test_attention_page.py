@@ -362,10 +362,12 @@ def test_one_query_against_every_key(chromium, path, moments, detail):
         colour = page.evaluate(
             """([key, channel]) => {
               const canvas = document.getElementById("detail"), scale = canvas.width / canvas.clientWidth;
-              const cell = Math.max(2, Math.min(18, (document.getElementById("detail-figure").clientWidth - 226) / DATA.detail.width));
+              const room = document.getElementById("detail-figure").clientWidth - 226;
+              const cell = Math.max(2, Math.min(18, room / DATA.detail.width));
               const [x, y] = [110 + channel * cell + cell / 2 - 0.5, 16 * (key + 1) + 6 + 8];
               const pixel = canvas.getContext("2d").getImageData(Math.round(x * scale), Math.round(y * scale), 1, 1).data;
-              return [`#${[...pixel.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0")).join("")}`, theme.positive, theme.negative];
+              const digits = [...pixel.slice(0, 3)].map((part) => part.toString(16).padStart(2, "0"));
+              return [`#${digits.join("")}`, theme.positive, theme.negative];
             }""",
             [int(key), int(channel)],
         )

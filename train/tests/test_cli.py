@@ -278,6 +278,42 @@ def test_texts_that_a_model_cannot_read(trained, capsys, tmp_path, backend):
     assert not (tmp_path / "a.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--optimizer", "adamw", "--momentum", "0.9"],
+            "momentum: expected none here, since it is for optimizer muon, got 0.9",
+        ),
+        (["train", "--optimizer=adamw", "--adamw_learning_rate=1"], "adamw_learning_rate: expected none here"),
+        (["train", "--schedule", "constant", "--minimum-learning-rate", "0"], "schedules cosine and stable_decay"),
+        (
+            ["train", "--preset", "nanogpt-cpu", "--decay", "3"],
+            "decay: expected none here, since it is for schedule stable_decay",
+        ),
+        (["train", "--beams", "2"], "beams: expected none here, since it is for tasks on pairs, got 2"),
+        (
+            ["train", "--preset", "copy", "--corpus", "mine.txt"],
+            "corpus: expected none here, since it is for tasks that read one",
+        ),
+        (["train", "--preset", "multi30k", "--batch", "2"], "batch: expected none here"),
+        (["train", "--task", "masked_language_model", "--sample-length", "2"], "sample_length: expected none here"),
+        (["generate", "--run", "x", "--source", "a", "--top-k", "3"], "top_k: expected none here"),
+        (
+            ["attention", "--run", "x", "--html", "x.html", "--head", "0"],
+            "head: expected none here, since it is for views head and",
+        ),
+    ],
+)
+def test_an_option_without_effect_is_refused(capsys, arguments, message):
+    assert message in refused(capsys, *arguments)
+
+
+def test_a_preset_may_hold_what_another_option_makes_idle():
+    """Only what somebody has typed is refused."""
+    assert parse(["train", "--preset", "fast", "--schedule", "cosine", "--optimizer", "adamw"]).decay > 0
+
+
 @pytest.mark.parametrize("backend", ["torch", "numpy"])
 def test_attention_draws_a_picture(trained, capsys, tmp_path, backend):
     path = tmp_path / "a.png"

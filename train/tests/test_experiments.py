@@ -242,6 +242,23 @@ def test_entropy_of_uniform_attention():
     assert math.isclose(entropy, math.log(4))
 
 
+def test_filler_has_no_part_in_the_entropy_of_attention():
+    """Neither what follows the real targets nor what a source is padded with."""
+    seen = []
+
+    class Uniform:
+        def attention(self, tokens, source):
+            seen.append((tokens.tolist(), source.tolist()))
+            return {"cross": np.full((1, len(tokens), len(source)), 1 / len(source))}
+
+    targets = np.array([[5, 6, -1, -1], [5, 6, 7, 8]])
+    padding = np.array([[True, True, False], [True, True, True]])
+    batch = Batch(np.arange(8).reshape(2, 4), targets, None, np.arange(6).reshape(2, 3), padding)
+    ((entropy,),) = look.entropies(Uniform(), batch).values()
+    assert seen == [([0, 1], [0, 1]), ([4, 5, 6, 7], [3, 4, 5])]
+    assert math.isclose(entropy, (math.log(2) + math.log(3)) / 2)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

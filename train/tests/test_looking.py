@@ -7,6 +7,7 @@ import pytest
 
 from train import run_folder
 from train.checkpoint import load_arrays, load_model
+from train.cli import main
 from train.looking import distance, entropy, losses_near, moments, rollout
 from train.loop import snapshot_steps
 from train.report import train_and_report
@@ -48,6 +49,27 @@ def test_moments_of_a_run_end_with_the_finished_model(tmp_path):
     assert found[-1][1] == folder / run_folder.MODEL
     for _, path in found:
         assert all(array.dtype != np.float16 for array in load_twin(path, "numpy", "cpu").parameters().values())
+
+
+def test_an_unfinished_run_answers_with_the_last_model_that_it_has_kept(tmp_path, capsys):
+    folder = run(options(tmp_path / "run", snapshots=3, steps=10, dtype="float32"))
+    (folder / run_folder.MODEL).unlink()
+    snapshots = run_folder.snapshots(folder)
+    assert run_folder.model_of(folder) == snapshots[-1][1]
+    assert moments(folder) == snapshots
+    for command in (["generate", "--length", "5"], ["check", "--against", "twin"]):
+        assert main([command[0], "--run", str(folder), *command[1:]]) == 0
+    assert main(["attention", "--run", str(folder), "--text", "the king", "--html", str(tmp_path / "page.html")]) == 0
+    for _, path in snapshots:
+        path.unlink()
+    assert main(["generate", "--run", str(folder)]) == 2
+    assert "model.safetensors: expected a checkpoint, found no such file" in capsys.readouterr().err
+
+
+def test_the_committed_run_writes(capsys):
+    """As the README says: before anything is trained."""
+    assert main(["generate", "--run", "train/logs/default", "--length", "40", "--device", "cpu"]) == 0
+    assert len(capsys.readouterr().out) == 42  # with the line end that it starts from, and that of print
 
 
 # ----------------------------------------------------------------------------------------------------------- snapshots
