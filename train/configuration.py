@@ -7,6 +7,7 @@ value in any of them is a ValueError of one line. This module imports neither nu
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 import types
 from collections.abc import Mapping
@@ -563,6 +564,7 @@ def without_effect(config: Any) -> dict[str, str]:
             "beams": (not on_text, "tasks on pairs"),
             "length_penalty": (not on_text, "tasks on pairs"),
             "sample_length": (config.task == "language_model", "task language_model"),
+            "parallel": (int(os.environ.get("WORLD_SIZE", "1")) > 1, "several processes, which torchrun starts"),
         }
     if isinstance(config, GenerateConfig):
         sampling = ("length", "temperature", "top_k", "top_p", "seed")

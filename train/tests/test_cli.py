@@ -291,6 +291,7 @@ def test_texts_that_a_model_cannot_read(trained, capsys, tmp_path, backend):
             ["train", "--preset", "nanogpt-cpu", "--decay", "3"],
             "decay: expected none here, since it is for schedule stable_decay",
         ),
+        (["train", "--parallel", "fsdp"], "parallel: expected none here, since it is for several processes, which torchrun"),
         (["train", "--beams", "2"], "beams: expected none here, since it is for tasks on pairs, got 2"),
         (
             ["train", "--preset", "copy", "--corpus", "mine.txt"],
