@@ -328,8 +328,16 @@ def test_one_query_after_others(data, B, earlier, seed):
     assert_within(theirs[:, 0].detach().numpy(), truth, bound, "twin")
 
 
-def test_one_query_copies_no_key(monkeypatch):
-    """Two of four heads share a key, and decoding reads the buffers themselves, of a window its keys alone."""
+@pytest.mark.parametrize(
+    ("mask", "shared"),
+    [
+        *((shape, True) for shape in (None, (6,), (1, 6), (1, 1, 6), (1, 1, 1, 6))),
+        *((shape, False) for shape in ((4, 1, 6), (1, 4, 1, 6))),
+    ],
+)
+def test_one_query_copies_no_key(monkeypatch, mask, shared):
+    """Two of four heads share a key, and decoding reads the buffers themselves, of a window its keys alone; unless a mask is
+    another for each head."""
     config = ModelConfig(width=8, heads=4, key_value_heads=2, layers=1, window=3)
     parameters = random_parameters(scope(parameter_shapes(config), "blocks.0.attention"), 0)
     module = twin.MultiHeadAttention(config).double()
@@ -341,14 +349,16 @@ def test_one_query_copies_no_key(monkeypatch):
     for where, name in ((spec, "scaled_dot_product_attention_forward"), (twin, "flash_attention")):
         run = getattr(where, name)
         monkeypatch.setattr(where, name, lambda *given, run=run, **rest: read.append(given) or run(*given, **rest))
-    spec.multi_head_attention_forward(x[:, :1], None, parameters, config, causal=True, past=past)
-    module(torch.from_numpy(x[:, :1]), causal=True, past=twin_past)
-    (query, key, value, _), (twin_query, twin_key, twin_value, _) = read
-    assert query.shape == twin_query.shape == key[..., :2, :].shape == twin_key[..., :2, :].shape == (1, 2, 2, 2)
-    assert key.shape[2] == value.shape[2] == twin_key.shape[2] == twin_value.shape[2] == 3
-    assert np.shares_memory(key, past.key) and np.shares_memory(value, past.value)
-    for tensor, buffer in ((twin_key, twin_past.key), (twin_value, twin_past.value)):
-        assert tensor.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+    allowed = None if mask is None else np.ones(mask, bool)
+    spec.multi_head_attention_forward(x[:, :1], None, parameters, config, allowed, causal=True, past=past)
+    module(
+        torch.from_numpy(x[:, :1]), mask=None if allowed is None else torch.from_numpy(allowed), causal=True, past=twin_past
+    )
+    for (query, key, value, _), kept in zip(read, (past, twin_past), strict=True):
+        assert query.shape == ((1, 2, 2, 2) if shared else (1, 4, 1, 2))
+        assert key.shape == value.shape == ((1, 2, 3, 2) if shared else (1, 4, 6, 2))
+        for one, buffer in ((key, kept.key), (value, kept.value)):
+            assert np.shares_memory(np.asarray(one.data), np.asarray(buffer.data)) == shared
 
 
 def test_one_query_needs_no_causal_mask(monkeypatch):
