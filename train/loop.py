@@ -117,8 +117,9 @@ class Trainer:
             self._put_back()
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
+            what, _, _ = str(error).partition("\n")
             advice = "a smaller batch with more accumulate takes less, and so does --checkpoint-activations"
-            raise MemoryError(f"batch: not enough memory for a step ({str(error).split(chr(10))[0]}); {advice}") from error
+            raise MemoryError(f"batch: not enough memory for a step ({what}); {advice}") from error
         except BaseException:
             self._put_back()
             raise
@@ -200,6 +201,9 @@ class Trainer:
         if step == self.config.steps:
             _check_same_options(self.config, self.folder, OF_STEPS, "as in the run, which has done all of its steps")
         kept, later = run_folder.kept(self.folder), [*run_folder.best(self.folder), *run_folder.snapshots(self.folder)]
+        best = [number for number, _ in run_folder.best(self.folder) if number <= step]
+        if self.config.keep_best and step == self.config.steps and not best:
+            raise ValueError("keep_best: expected none for a finished run that has kept no best model, got True")
         wanted = [number for number, _ in kept if number <= step and self._is_kept(number)]
         if self.config.average > 1:
             if kept:  # else some of them would not be among those to average
@@ -220,9 +224,8 @@ class Trainer:
         if self.processes.writes:
             changing = (self.folder / run_folder.CONFIG, self.folder / run_folder.LOG)
             self._undo = {path: path.read_bytes() for path in changing if path.exists()}
-        estimates = [record for record in run_folder.read_log(self.folder) if record.get("exact") is False]
-        lowest = min((r["validation_loss"] or math.inf for r in estimates if r["step"] <= step), default=math.inf)
-        self._lowest = self.processes.agreed(lowest)
+        estimates = {r["step"]: r["validation_loss"] for r in run_folder.read_log(self.folder) if r.get("exact") is False}
+        self._lowest = self.processes.agreed(min((estimates.get(number, math.inf) for number in best), default=math.inf))
         self._remove(path for number, path in kept if number not in wanted)
         self._remove(path for number, path in later if number > step)
 
