@@ -12,7 +12,7 @@ from parity_tests.bounds import TWIN_FACTOR, bound_of
 from parity_tests.compare import assert_within, cast, check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from reference_numpy.linear import linear_backward, linear_forward
-from torch_impl.linear import ONEDNN, Linear, PackedLinear, _transposed_product, linear
+from torch_impl.linear import ONEDNN, Linear, PackedLinear, _one_row, _transposed_product, linear
 
 
 @given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), seeds)
@@ -24,6 +24,22 @@ def test_parity(data, axes, inputs, outputs, rows, has_bias, seed):
     check_operation(
         "linear", linear_forward, linear_backward, linear, arguments, dtypes=("float64", "float32", "bfloat16"), seed=seed
     )
+
+
+@given(st.data(), sizes(), sizes(), st.sampled_from([(), (1,), (1, 1)]), st.booleans(), seeds)
+def test_the_compilers_way_with_one_row(data, inputs, outputs, before, has_bias, seed):
+    """A sum of products, which torch.compile asks for in the place of the product."""
+    x, weight = data.draw(arrays((*before, inputs))), data.draw(arrays((outputs, inputs)))
+    arguments = {"x": x, "weight": weight, "bias": data.draw(arrays((outputs,))) if has_bias else None}
+    dtypes = ("float64", "float32", "bfloat16")
+    check_operation("linear", linear_forward, linear_backward, _one_row, arguments, dtypes=dtypes, seed=seed)
+
+
+def test_the_compilers_row_of_bfloat16_is_summed_in_float32():
+    """(1 + 2^-7)^2 - (1 + 2^-6) is 2^-14, which is lost if the products are rounded to 8 bits before they are summed."""
+    x, weight = ([1 + 2**-7, 1 + 2**-6], [1 + 2**-7, -1.0])
+    x, weight = (torch.tensor(numbers * 64, dtype=torch.bfloat16) for numbers in (x, weight))
+    assert float(_one_row(x, weight[None], None)) == 64 * 2**-14
 
 
 def route(x, weight):

@@ -50,9 +50,10 @@ def scaled_dot_product_attention(
 
 class KeyValue:
     """What decoding keeps of the tokens so far: keys (already turned) and values in buffers (B, G, room, K) that double
-    when they are full, or linear attention's state. `length` counts the tokens."""
+    when they are full, or linear attention's state. `length` counts the tokens; up to `room` of them need one buffer."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
         self.key: Tensor | None = None
         self.value: Tensor | None = None
         self.state: Tensor | None = None
@@ -70,7 +71,8 @@ class KeyValue:
 
     def _grown(self, old: Tensor | None, new: Tensor, stop: int) -> Tensor:
         """A buffer with room for 2 `stop` tokens like the new ones, that begins with the old ones."""
-        buffer = new.new_empty((*new.shape[:2], max(16, 2 * stop), new.shape[3]))
+        room = self.room if stop <= self.room else max(16, 2 * stop)
+        buffer = new.new_empty((*new.shape[:2], room, new.shape[3]))
         if old is not None:
             buffer[:, :, : self.length] = old[:, :, : self.length]
         return buffer

@@ -26,8 +26,8 @@ def drop(x: Tensor, config: ModelConfig, generator: Generator | None) -> Tensor:
 class BlockPast:
     """Keys and values that decoding keeps for one block; `memory` is the cross-attention's."""
 
-    def __init__(self) -> None:
-        self.own = KeyValue()
+    def __init__(self, room: int = 0) -> None:
+        self.own = KeyValue(room)
         self.memory = KeyValue()
 
 

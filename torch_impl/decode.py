@@ -1,10 +1,12 @@
 """Decoding: the twin as a Decoder for the spec's searches, which only ask for logits."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reference_numpy.decode import decoding_context, sample
 from torch_impl.attention import MultiHeadAttention
@@ -12,13 +14,17 @@ from torch_impl.block import BlockPast
 from torch_impl.linear import PackedLinear, is_plain
 from torch_impl.model import Transformer
 from torch_impl.parameters import as_numpy
+from torch_impl.position import make_tables_constant
+
+LENGTHS = r"L\['past'\]\[\d+\]\.own\.length"  # what the compiler calls the number of tokens in the past of each block
 
 
 class CachedDecoder:
     """The twin as a Decoder; see the spec's class for the arguments. Tokens go in and logits come out as NumPy arrays.
 
     Make a new one when the parameters change: it copies some of them and shares the others. `bfloat16` rounds the factors of
-    the linear layers' products."""
+    the linear layers' products. `compiled` has torch.compile translate the step by one token, at the first of them: it takes
+    some ten seconds, and on a CPU half of the time a token afterwards."""
 
     def __init__(
         self,
@@ -28,16 +34,21 @@ class CachedDecoder:
         cached: bool = True,
         extrapolate: bool = False,
         bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
         self.context = decoding_context(model.config, extrapolate)
-        self._model, self._cached = _packed(model, bfloat16), cached
+        self._model, self._cached = _packed(model, bfloat16, compiled), cached
+        # A buffer of another size would be translated anew, and so would one that is full.
+        self._room = model.config.context + 1 if compiled else 0
+        self._step = _translated(self._model) if compiled else self._model
         self._given = self._tensor(source), self._tensor(source_padding)
         self.restart()
 
     def restart(self) -> None:
         self._source, self._source_padding = self._given  # in the order before any select
         self._tokens: np.ndarray | None = None
-        self._past = [BlockPast() for _ in range(self._model.config.layers)] if self._cached else None
+        layers = range(self._model.config.layers)
+        self._past = [BlockPast(self._room) for _ in layers] if self._cached else None
 
     @torch.inference_mode()
     def append(self, tokens: np.ndarray) -> np.ndarray:
@@ -46,7 +57,9 @@ class CachedDecoder:
         source = None if self._cached and self._tokens is not None else self._source
         new = self._tensor(tokens)
         assert new is not None
-        logits = self._model(new, source=source, source_padding=self._source_padding, past=self._past)
+        goes_on = self._cached and self._tokens is not None and new.shape[1] == 1
+        model = self._step if goes_on else self._model
+        logits = model(new, source=source, source_padding=self._source_padding, past=self._past)
         self._tokens = tokens
         return as_numpy(logits[:, -1])
 
@@ -81,21 +94,35 @@ def generate(
     cached: bool = True,
     extrapolate: bool = False,
     bfloat16: bool = False,
+    compiled: bool = False,
 ) -> np.ndarray:
     """Tokens (T,) or (B, T) and `count` sampled ones behind them: (T + count,) or (B, T + count)."""
-    decoder = CachedDecoder(model, cached=cached, extrapolate=extrapolate, bfloat16=bfloat16)
+    decoder = CachedDecoder(model, cached=cached, extrapolate=extrapolate, bfloat16=bfloat16, compiled=compiled)
     return sample(decoder, tokens, count, generator, temperature, top_k, top_p)
 
 
-def _packed(model: Transformer, bfloat16: bool) -> Transformer:
+def _translated(model: Transformer) -> Callable[..., Tensor]:
+    """The model under torch.compile, told which number grows, so that it makes no graph for the first value alone."""
+    make_tables_constant()
+    compiled = torch.compile(model)
+
+    def call(*arguments: Any, **named: Any) -> Tensor:
+        with torch.compiler.config.patch(dynamic_sources=LENGTHS):  # type: ignore[attr-defined]
+            logits: Tensor = compiled(*arguments, **named)
+        return logits
+
+    return call
+
+
+def _packed(model: Transformer, bfloat16: bool, compiled: bool) -> Transformer:
     """A copy whose linear layers are packed; all else it shares with the model. The head, tied or not, stays as it is: its
     logits decide."""
     packed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for module in list(packed.modules()):
         if isinstance(module, MultiHeadAttention) and not module.cross and all(map(is_plain, module.projections)):
-            module.together = PackedLinear(module.projections, bfloat16)
+            module.together = PackedLinear(module.projections, bfloat16, compiled)
             del module.query, module.key, module.value
         for name, child in module.named_children():
             if is_plain(child) and module is not packed:
-                setattr(module, name, PackedLinear((child,), bfloat16))
+                setattr(module, name, PackedLinear((child,), bfloat16, compiled))
     return packed

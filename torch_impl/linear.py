@@ -16,6 +16,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"x: expected a last axis of {weight.shape[1]}, the weight's input width, got {x.shape[-1]}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected shape ({len(weight)},), the weight's output width, got {tuple(bias.shape)}")
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and _is_one_row(x):
+        return _one_row(x, weight, bias)
     if _onednn_is_quicker(x, weight):
         if torch.is_grad_enabled():
             return _OneDNNLinear.apply(x, weight, bias)
@@ -48,7 +50,7 @@ class PackedLinear(nn.Module):
     in the order in which oneDNN wants them. There x, weight and bias are rounded to bfloat16, and so is the output, in
     the format of x."""
 
-    def __init__(self, layers: Sequence[Linear], bfloat16: bool) -> None:
+    def __init__(self, layers: Sequence[Linear], bfloat16: bool, compiled: bool = False) -> None:
         super().__init__()
         weight = _concatenated([layer.weight for layer in layers])
         bias = _concatenated([layer.bias for layer in layers if layer.bias is not None])
@@ -57,7 +59,8 @@ class PackedLinear(nn.Module):
         if bfloat16:
             weight, bias = weight.bfloat16(), None if bias is None else bias.bfloat16()
         on_cpu = weight.device.type == "cpu" and ONEDNN is not None
-        self.packed = bfloat16 and on_cpu and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        ordered = bfloat16 and on_cpu and not compiled  # the compiler reads them as they are
+        self.packed = ordered and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 1) if self.packed else weight
         self.bias = bias
 
@@ -66,6 +69,20 @@ class PackedLinear(nn.Module):
         if not self.in_bfloat16:
             return linear(x, self.weight, self.bias)
         return (_onednn if self.packed else linear)(x.bfloat16(), self.weight, self.bias).to(x.dtype)
+
+
+def _is_one_row(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.shape[:-1].numel() == 1
+
+
+def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b for a single row x, as a sum that the compiler makes in one pass over the weight, on all cores: in half the
+    time of the libraries' products, which are made for many rows. As they do, it sums bfloat16 in float32."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    y = (weight.to(exact) * x.reshape(-1).to(exact)).sum(dim=-1)
+    if bias is not None:
+        y = y + bias
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def _concatenated(parts: list[Tensor]) -> Tensor | None:

@@ -76,8 +76,10 @@ class Twin(Protocol):
     def predict(self, batch: Batch) -> np.ndarray:
         """The likeliest symbol (B, T) at every position."""
 
-    def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
-        """(N,) tokens and `count` more that the model chose."""
+    def generate(
+        self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling, compiled: bool = False
+    ) -> np.ndarray:
+        """Tokens (N,) or (B, N) and `count` more that the model chose; `compiled` is for torch alone."""
 
     def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
         """For the searches of reference_numpy.decode over sources (B, S), with keys and values kept."""
@@ -212,7 +214,9 @@ class NumpyBackend:
         logits, _ = model_forward(self._parameters, self._model, batch.tokens, **batch.inputs())
         return logits
 
-    def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
+    def generate(
+        self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling, compiled: bool = False
+    ) -> np.ndarray:
         return generate(self._parameters, self._model, tokens, count, generator, *sampling)
 
     def decoder(self, source: np.ndarray, source_padding: np.ndarray) -> Decoder:
@@ -354,10 +358,13 @@ class TorchBackend:
         self._model.zero_grad(set_to_none=True)
         return found
 
-    def generate(self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling) -> np.ndarray:
+    def generate(
+        self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling, compiled: bool = False
+    ) -> np.ndarray:
         from torch_impl.decode import generate as torch_generate
 
-        return torch_generate(self._model, tokens, count, generator, *sampling, bfloat16=self._options.dtype == "bfloat16")
+        how = {"bfloat16": self._options.dtype == "bfloat16", "compiled": compiled}
+        return torch_generate(self._model, tokens, count, generator, *sampling, **how)
 
     def predict(self, batch: Batch) -> np.ndarray:
         likeliest: np.ndarray = self._logits(batch).argmax(dim=-1).cpu().numpy()

@@ -79,9 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, MemoryError) as error:
         _say(f"error: {' '.join(str(error).split()) or 'not enough memory'}")
         return 2
+    except RuntimeError as error:
+        if not lacks_compiler(error):
+            raise
+        _say(f"error: compile: expected a C++ compiler that torch can call, got: {str(error).partition(chr(10))[0]}")
+        return 2
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted")
         return 130
+
+
+def lacks_compiler(error: RuntimeError) -> bool:
+    """Whether torch.compile means that the machine has no compiler for what it writes; the type has no public name."""
+    return type(error).__name__ == "InductorError" and "compiler" in str(error).lower()
 
 
 def _say(message: str) -> None:

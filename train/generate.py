@@ -11,9 +11,12 @@ from train.streams import stream
 from train.trained import Trained, load_trained
 from train.vocabulary import Symbols, Vocabulary
 
+BETWEEN = "\n" + "-" * 20 + "\n"  # of several texts
+
 
 def generate(config: GenerateConfig) -> str:
-    """What a sequence-to-sequence model answers to the source; else the prompt and what the model writes after it.
+    """What a sequence-to-sequence model answers to the source; else the prompt and what the model writes after it, so
+    often as is asked.
 
     Raises: ValueError when the run has no usable model or one of the other kind, or a text a character that the model's
     vocabulary lacks."""
@@ -28,7 +31,9 @@ def generate(config: GenerateConfig) -> str:
         return answer(trained, config.source, config.beams, config.length_penalty)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
-    return write(trained.twin, trained.vocabulary, prompt, config.length, stream(config.seed, "sample"), sampling)
+    generator = stream(config.seed, "sample")
+    asked = trained.twin, trained.vocabulary, prompt, config.length, generator, sampling, config.samples, config.compile
+    return BETWEEN.join(write(*asked))
 
 
 def fresh_line(vocabulary: Symbols) -> str:
@@ -47,7 +52,15 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
 
 
 def write(
-    twin: Twin, vocabulary: Symbols, prompt: str, length: int, generator: np.random.Generator, sampling: Sampling
-) -> str:
-    """`prompt` and `length` characters or other tokens more."""
-    return vocabulary.decode(twin.generate(vocabulary.encode(prompt, "prompt"), length, generator, sampling))
+    twin: Twin,
+    vocabulary: Symbols,
+    prompt: str,
+    length: int,
+    generator: np.random.Generator,
+    sampling: Sampling,
+    samples: int = 1,
+    compiled: bool = False,
+) -> list[str]:
+    """So many texts, each of `prompt` and `length` characters or other tokens more."""
+    tokens = np.tile(vocabulary.encode(prompt, "prompt"), (samples, 1))
+    return [vocabulary.decode(row) for row in twin.generate(tokens, length, generator, sampling, compiled)]

@@ -64,7 +64,8 @@ class LanguageModel:
 
     def sample(self, twin: Twin, generator: np.random.Generator) -> str:
         """A sample from a fresh line on."""
-        return write(twin, self.vocabulary, fresh_line(self.vocabulary), self._config.sample_length, generator, SAMPLING)
+        prompt, length = fresh_line(self.vocabulary), self._config.sample_length
+        return write(twin, self.vocabulary, prompt, length, generator, SAMPLING)[0]
 
     def example(self) -> tuple[str | None, str]:
         """A line of the validation split, which no step has seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -108,8 +109,8 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
     def spec_writes(start: np.ndarray, cached: bool = True) -> object:
         return generate(parameters, spec_model, start, count, np.random.default_rng(0), cached=cached)
 
-    def twin_writes(start: np.ndarray, cached: bool = True, bfloat16: bool = False) -> object:
-        return torch_generate(twin, start, count, np.random.default_rng(0), cached=cached, bfloat16=bfloat16)
+    def twin_writes(start: np.ndarray, **how: bool) -> object:
+        return torch_generate(twin, start, count, np.random.default_rng(0), **how)
 
     functions: dict[str, tuple[int, Callable[[], object]]] = {
         "spec, cached": (1, lambda: spec_writes(one)),
@@ -117,11 +118,20 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
         f"spec, cached, {TOGETHER} at once": (TOGETHER, lambda: spec_writes(many)),
         f"twin, cached, {TOGETHER} at once": (TOGETHER, lambda: twin_writes(many)),
     }
-    if multiplies_bfloat16(torch.device("cpu")):
+    in_bfloat16 = multiplies_bfloat16(torch.device("cpu"))
+    if in_bfloat16:
         functions |= {
             "twin, bfloat16, cached": (1, lambda: twin_writes(one, bfloat16=True)),
             f"twin, bfloat16, cached, {TOGETHER} at once": (TOGETHER, lambda: twin_writes(many, bfloat16=True)),
         }
+    compiling = None  # seconds
+    if config.compile:
+        functions["twin, compiled, cached"] = 1, lambda: twin_writes(one, compiled=True)
+        if in_bfloat16:
+            functions["twin, bfloat16, compiled, cached"] = 1, lambda: twin_writes(one, bfloat16=True, compiled=True)
+        begin = time.perf_counter()
+        twin_writes(one, compiled=True)
+        compiling = time.perf_counter() - begin
     if config.nanogpt is not None:
         other = contenders.nanogpt_model(shape, config.nanogpt).eval()
         functions["nanoGPT, which has no cache"] = (1, lambda: other.generate(torch.from_numpy(one), count))
@@ -135,6 +145,7 @@ def decoding(shape: Shape, config: BenchConfig) -> dict[str, Any]:
     return {
         "shape": shape._asdict(),
         "count": count,
+        "compiling": compiling,
         "parameters": parameter_count(model),
         "records": [
             {

@@ -202,7 +202,10 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
     records = result["decoding"]["records"]
     rates = {record["name"]: np.array(record.get("rates", [record["rate"]])) for record in records}
     sampler = next((rate for name, rate in rates.items() if name.startswith(YARDSTICK)), None)
-    for name in ("twin, cached", "twin, bfloat16, cached", "spec, cached"):
+    for name in (
+        *(f"twin{how}, cached" for how in ("", ", bfloat16", ", compiled", ", bfloat16, compiled")),
+        "spec, cached",
+    ):
         if sampler is not None and name in rates:
             found = rates[name] / sampler
             lines.append(
@@ -271,10 +274,10 @@ def _decoding_table(decoding: Mapping[str, Any]) -> list[str]:
         f"{decoding['count']} characters after a first one, {_shape_text(decoding['shape'], batch=False)}. When the context",
         "is full, ours begin again from its second half; nanoGPT's moves on by one character. Where it says bfloat16,",
         "so are the factors of all products with weights but the head's.",
-        "",
-        "| | characters/s |",
-        "| --- | ---: |",
     ]
+    if decoding.get("compiling") is not None:
+        lines.append(f"Compiling and a first text took {decoding['compiling']:.0f} s, which do not count.")
+    lines += ["", "| | characters/s |", "| --- | ---: |"]
     return lines + [f"| {record['name']} | {record['rate']:,.0f} |" for record in decoding["records"]]
 
 

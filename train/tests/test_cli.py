@@ -1,5 +1,6 @@
 """The command line: what it leaves, what it says, and that a mistake costs one line and nothing else."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,10 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from torch_impl.linear import PackedLinear
 from train.cli import main, parse
 from train.configuration import preset
+from train.generate import BETWEEN
 from train.tests.runs import records, snapshot, write_text
 
 TINY = ["train", "--preset", "tiny", "--device", "cpu"]
@@ -334,9 +337,9 @@ def test_the_format_that_a_model_writes_in(trained, capsys, monkeypatch, there):
     """float32 unless asked otherwise; auto is bfloat16 where the device multiplies in it."""
     used = set()
 
-    def packed(layers, bfloat16):
+    def packed(layers, bfloat16, compiled):
         used.add(bfloat16)
-        return PackedLinear(layers, bfloat16)
+        return PackedLinear(layers, bfloat16, compiled)
 
     monkeypatch.setattr("torch_impl.decode.PackedLinear", packed)
     monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: there)
@@ -346,6 +349,43 @@ def test_the_format_that_a_model_writes_in(trained, capsys, monkeypatch, there):
         assert len(text) == len("the king") + 60
         assert used == {bfloat16}
         used.clear()
+
+
+@pytest.mark.parametrize("backend", ["torch", "numpy"])
+def test_several_texts_are_written_at_once(trained, capsys, backend):
+    text = generated(capsys, trained, "--samples", "3", "--prompt", "the king", "--backend", backend)
+    texts = text.split(BETWEEN)
+    assert [len(each) for each in texts] == [68] * 3
+    assert all(each.startswith("the king") for each in texts)
+    assert len(set(texts)) > 1
+
+
+def test_compiled_text_is_the_same(trained, capsys, monkeypatch):
+    monkeypatch.setattr("torch.compile", functools.partial(torch.compile, backend="eager"))
+    plain = generated(capsys, trained, "--prompt", "the king")
+    assert generated(capsys, trained, "--prompt", "the king", "--compile") == plain
+
+
+@pytest.mark.parametrize("command", ["generate", "train"])
+def test_without_a_compiler_for_c_there_is_one_line(trained, capsys, monkeypatch, tmp_path, command):
+    def fails(*_, **__):
+        raise CompilerError(
+            "InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')\n\nSet TORCHDYNAMO_VERBOSE=1"
+        )
+
+    class CompilerError(RuntimeError):
+        pass
+
+    CompilerError.__name__ = "InductorError"
+    monkeypatch.setattr("torch.compile", lambda *_, **__: fails)
+    corpus = ["--corpus", str(write_text(tmp_path / "text.txt"))]
+    more = ["--run", str(trained)] if command == "generate" else [*TINY[1:], *corpus, "--output", str(tmp_path / "other")]
+    assert main([command, "--compile", *more]) == 2
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message == (
+        "twinformer: error: compile: expected a C++ compiler that torch can call, "
+        "got: InvalidCxxCompiler: No working C++ compiler found in (None, 'g++')"
+    )
 
 
 def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained, capsys):

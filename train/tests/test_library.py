@@ -1,5 +1,7 @@
 """The twin as a library: with other modules in its place, torch.func, export and compiled models of varying length."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -149,6 +151,32 @@ def test_a_compiled_model_takes_all_lengths_in_two_graphs(position, kind):
             inputs = {"source": TOKENS[:, : length - 1]} if kind == "encoder_decoder" else {}
             assert torch.allclose(compiled(tokens, **inputs), model(tokens, **inputs))
     assert len(graphs) <= 3
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("options", [{"position": "rotary", "key_value_heads": 2}, {"kind": "encoder_decoder"}], ids=str)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_compiled_decoding_needs_one_graph(monkeypatch, options, bfloat16):
+    """Of the step by one token; the prompt runs as it is. In it a product is a sum, which the compiler makes in one pass."""
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(str(graph.code))
+        return graph.forward
+
+    monkeypatch.setattr("torch.compile", partial(torch.compile, backend=count))
+    model, tokens = model_of(**options).float(), TOKENS.numpy()[:1]
+    source = tokens if model.config.kind == "encoder_decoder" else None
+    plain, compiled = (CachedDecoder(model, source, bfloat16=bfloat16, compiled=on) for on in (False, True))
+    for prompt in (1, 7):
+        for at_once in (prompt, *[1] * (model.config.context - prompt)):
+            logits, same = (decoder.append(tokens[:, :at_once]) for decoder in (plain, compiled))
+            assert np.allclose(logits, same, atol=0.02 if bfloat16 else 1e-5)
+        plain.restart()
+        compiled.restart()
+    assert len(graphs) == 1
+    assert "linear" not in graphs[0]
     torch.compiler.reset()
 
 
