@@ -8,9 +8,10 @@ never a mixture. Nothing here can run code when it is read.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -75,12 +76,19 @@ def load_arrays(path: Path, kind: str) -> tuple[dict[str, np.ndarray], dict[str,
     """The arrays and the extra values of a checkpoint of this `kind`.
 
     Raises: ValueError when the file is missing, truncated, not safetensors, or not a checkpoint of ours and kind."""
+    with _opened(path) as file:
+        extra = _read_header(path, kind, file.metadata() or {})
+        return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file. Raises: ValueError when there is none, or reading finds it truncated or foreign."""
     if not path.is_file():
         raise ValueError(f"{path}: expected a checkpoint, found no such file")
     try:
         with safe_open(path, framework="numpy") as file:
-            extra = _read_header(path, kind, file.metadata() or {})
-            return {name: file.get_tensor(name) for name in file.keys()}, extra  # noqa: SIM118 (not a mapping)
+            yield file
     except (SafetensorError, TypeError) as error:  # the latter for a format that NumPy lacks
         raise ValueError(f"{path}: expected a whole safetensors file, this one is truncated or foreign ({error})") from error
 
@@ -102,6 +110,20 @@ def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]
 
     Raises: ValueError as `load_arrays`, and when the arrays are not those of the model that the header describes."""
     parameters, extra = load_arrays(path, "model")
+    config, vocabulary = _described(path, extra)
+    check_shapes(path, parameters, config)
+    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in parameters.items()}
+    return widened, config, vocabulary
+
+
+def model_header(path: Path) -> tuple[ModelConfig, Symbols]:
+    """Shape of the model and vocabulary alone. Raises: ValueError as `load_model`."""
+    with _opened(path) as file:
+        return _described(path, _read_header(path, "model", file.metadata() or {}))
+
+
+def _described(path: Path, extra: Mapping[str, Any]) -> tuple[ModelConfig, Symbols]:
+    """What a model's header says. Raises: ValueError when it does not."""
     try:
         config = from_mapping(ModelConfig, extra["model"], "model")
         vocabulary = symbols_from_json(extra["symbols"])
@@ -109,9 +131,7 @@ def load_model(path: Path) -> tuple[dict[str, np.ndarray], ModelConfig, Symbols]
         raise ValueError(f"{path}: expected the description of a model in the header, got none ({error})") from error
     if len(vocabulary) != config.vocabulary:
         raise ValueError(f"{path}: expected {config.vocabulary} symbols, those of its model, got {len(vocabulary)}")
-    check_shapes(path, parameters, config)
-    widened = {name: array.astype(np.float32) if array.dtype == np.float16 else array for name, array in parameters.items()}
-    return widened, config, vocabulary
+    return config, vocabulary
 
 
 def mean_parameters(paths: Sequence[Path]) -> dict[str, np.ndarray]:

@@ -146,12 +146,14 @@ def run(config: Any) -> int:
 
 
 def _starting_point(arguments: list[str]) -> TrainConfig:
-    """What the options of `train` override: a preset, or the options of the run to resume."""
+    """What the options of `train` override: a preset, with the model of the run to begin with if there is one; or the
+    options of the run to resume."""
     resume, name = _value_of("--resume", arguments), _value_of("--preset", arguments)
     if arguments[:1] != ["train"]:
         return TrainConfig()
     if resume is None:
-        return preset(name or "default")
+        fresh, begin = preset(name or "default"), _value_of("--init-from", arguments)
+        return fresh if begin is None else replace(fresh, model=read_run_config(Path(begin), "init_from").model)
     if name is not None:
         raise ValueError("preset: expected none together with --resume, whose run has options of its own")
     return replace(read_run_config(Path(resume), "resume"), resume=resume)

@@ -90,6 +90,8 @@ class TrainConfig:
     """Named set of values for the options below, from train/presets.toml; options given here override it."""
     model: ModelOptions = field(default_factory=ModelOptions)
     """The model."""
+    init_from: str | None = None
+    """Folder of a run whose model training begins with, to fine-tune it; its vocabulary stays, and so does its shape."""
     task: TaskName = "language_model"
     """What is learnt; all but the two on one text are sequence to sequence, with an encoder and a decoder."""
     corpus: str = "shakespeare"

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from reference_numpy.parameters import initialize, parameter_count
+from reference_numpy.parameters import Parameters, initialize, parameter_count
 from train import run_folder, schedule, streams
 from train.backend import PARAMETERS, Arrays, Twin, create_backend, out_of_memory, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
@@ -23,6 +23,7 @@ from train.configuration import ModelOptions, TrainConfig, flat_options, read_ru
 from train.data import Batch
 from train.parallel import ALONE, Processes
 from train.progress import discard_output, tqdm
+from train.start import parameters_to_begin_with
 from train.task import Task, create_task
 
 # A checkpoint belongs to these; going on with others would be another experiment.
@@ -33,7 +34,7 @@ OF_STEPS = (
     *("warmup", "decay", "momentum", "beta1", "beta2", "epsilon", "weight_decay", "clip_norm", "input_noise"),
     "label_smoothing",
 )
-FIXED = ("task", "validation_fraction", "subwords", "optimizer", "seed", "dtype", *MODEL_OPTIONS)
+FIXED = ("task", "init_from", "validation_fraction", "subwords", "optimizer", "seed", "dtype", *MODEL_OPTIONS)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,8 +59,9 @@ def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | No
     folder = processes.agreed(run_folder.choose(config)) if folder is None else folder
     with processes.one_after_the_other():
         task = create_task(config)
+        start = None if config.resume is not None else parameters_to_begin_with(config, task)
     config = with_dtype(with_vocabulary(config, len(task.vocabulary), task.kind))
-    trainer = Trainer(config, task, folder, processes)
+    trainer = Trainer(config, task, folder, processes, start)
     if config.resume is not None:
         trainer.restore()
     if processes.writes:
@@ -90,11 +92,20 @@ def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
 class Trainer:
     """One run in progress: a twin, its random streams, its log, and how far it is."""
 
-    def __init__(self, config: TrainConfig, task: Task, folder: Path, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        task: Task,
+        folder: Path,
+        processes: Processes = ALONE,
+        start: Parameters | None = None,
+    ) -> None:
+        """`start` are the parameters to begin with; None draws them."""
         self.config, self.task, self.folder, self.processes = config, task, folder, processes
         self.streams = streams.streams(config.seed)
         dtype = np.float64 if config.dtype == "float64" else np.float32  # for bfloat16 these are the masters
-        parameters = initialize(config.model, self.streams["initialization"], dtype)
+        drawn = initialize(config.model, self.streams["initialization"], dtype) if start is None else start
+        parameters = {name: array.astype(dtype, copy=False) for name, array in drawn.items()}
         self.twin = create_backend(config.model, parameters, config, self.streams["dropout"], processes)
         self._estimate = task.estimate_batches(self.streams["evaluation"])
         self._snapshots = snapshot_steps(config.snapshots, config.steps)

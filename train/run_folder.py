@@ -59,6 +59,8 @@ def choose(config: TrainConfig) -> Path:
             raise ValueError(f"output: {str(folder)!r} holds a run already; choose another, --resume it, or add --overwrite")
         if Path(config.corpus).resolve() in [path.resolve() for path in own_files(folder)]:
             raise ValueError(f"corpus: expected a text outside of the run that is overwritten, got {config.corpus!r}")
+        if config.init_from is not None and Path(config.init_from).resolve() == folder.resolve():
+            raise ValueError(f"init_from: expected another run than the one that is overwritten, got {config.init_from!r}")
     _check_writable(folder)
     return folder
 
@@ -144,6 +146,8 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
     if config.corpus not in SOURCES and Path(config.corpus).exists():
         options["corpus"] = str(Path(config.corpus).resolve())  # a run may be resumed from anywhere
+    if config.init_from is not None:
+        options["init_from"] = str(Path(config.init_from).resolve())
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
     if config.resume is not None:
         before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -14,25 +14,28 @@ from train.configuration import TrainConfig
 from train.corpus import Corpus, load_corpus
 from train.data import Batch, Split, covering_batches, frequency_losses, random_batch, sampled_batches, split_tokens
 from train.generate import fresh_line, write
+from train.start import vocabulary_to_keep
 from train.streams import stream
-from train.vocabulary import Vocabulary
+from train.vocabulary import Symbols, Vocabulary
 
 SAMPLING = Sampling(temperature=0.8)  # a little below 1: what the model finds likely, with fewer slips
 EXAMPLE_CHARACTERS = 32  # more labels than this cannot be read in a grid of small pictures
 
 
 class LanguageModel:
-    """Predict the next character. Training draws windows at random; validation covers the end of the text once."""
+    """Predict the next character, or the next subword if the model to begin with has them. Training draws windows at random;
+    validation covers the end of the text once."""
 
     kind: Kind = "decoder"
-    unit = "character"
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         corpus = load_corpus(config.corpus)
-        self.vocabulary = Vocabulary.from_text(corpus.text)
-        self.split = split_tokens(self.vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
-        self.size = f"{len(self.split.training):,} characters to learn from"
+        self.vocabulary = vocabulary_to_keep(config, self.kind) or Vocabulary.from_text(corpus.text)
+        self.unit = "character" if isinstance(self.vocabulary, Vocabulary) else "token"
+        tokens = self.vocabulary.encode(corpus.text, "corpus")
+        self.split = split_tokens(tokens, config.validation_fraction, config.model.context)
+        self.size = f"{len(self.split.training):,} {self.unit}s to learn from"
         frequencies = frequency_losses(self.split, len(self.vocabulary))
         self.facts = text_facts(corpus, self.split, self.vocabulary) | {f"{n}_nats": loss for n, loss in frequencies.items()}
         self.files: Mapping[str, bytes] = {}
@@ -94,8 +97,9 @@ class MaskedLanguageModel:
         corpus = load_corpus(config.corpus)
         if MASK in corpus.text:
             raise ValueError("corpus: expected a text without U+001A, which stands for a masked character, got one with it")
-        self.vocabulary = Vocabulary.from_text(corpus.text + MASK)
-        self.split = split_tokens(self.vocabulary.encode(corpus.text), config.validation_fraction, config.model.context)
+        self.vocabulary = vocabulary_to_keep(config, self.kind) or Vocabulary.from_text(corpus.text + MASK)
+        tokens = self.vocabulary.encode(corpus.text, "corpus")
+        self.split = split_tokens(tokens, config.validation_fraction, config.model.context)
         self._mask = int(self.vocabulary.encode(MASK)[0])
         self._validation = self.corrupted(self.split.validation, stream(0, "validation"))
         if not self._validation.counted:
@@ -162,7 +166,7 @@ class MaskedLanguageModel:
         return None, self.vocabulary.decode(self._validation.tokens[:length])
 
 
-def text_facts(corpus: Corpus, split: Split, vocabulary: Vocabulary) -> dict[str, Any]:
+def text_facts(corpus: Corpus, split: Split, vocabulary: Symbols) -> dict[str, Any]:
     """Identity and size of a text, for config.json."""
     return {
         "sha256": corpus.sha256,
