@@ -69,6 +69,10 @@ class Operation(NamedTuple):
 
 
 def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, causal: bool = False) -> Any:
+    """output = softmax(query key^T / sqrt(K)) value (Vaswani et al. 2017, equation 1).
+
+    Shapes: query (B, H, T, K), key and value (B, H, S, K); output (B, H, T, K). Every query may attend to every key.
+    """
     return attention.scaled_dot_product_attention_forward(query, key, value, causal=causal)
 
 
@@ -77,6 +81,10 @@ def _attention_backward(d_output: np.ndarray, cache: Any) -> Any:
 
 
 def _causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> Any:
+    """Attention in which query t sees the keys 0 to t alone (Vaswani et al. 2017, section 3.2.3).
+
+    Shapes: query, key, value and output (B, H, T, K).
+    """
     if query.shape != key.shape:
         raise ValueError(f"key: expected the shape of query, {query.shape}, got {key.shape}")
     return _attention(query, key, value, causal=True)

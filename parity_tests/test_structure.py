@@ -18,7 +18,7 @@ MAY_IMPORT = {  # of our own packages
     "blog": {"reference_numpy", "train", "blog"},
 }
 # bounds and compare serve `twinformer check`; the named faults are what the gallery and the ablations train with.
-INSTRUMENTS = {"parity_tests.bounds", "parity_tests.compare", "parity_tests.mutants"}
+INSTRUMENTS = {"parity_tests.bounds", "parity_tests.compare", "parity_tests.mutants", "parity_tests.parity"}
 SPEC_MAY_IMPORT = {"numpy", "math", "typing", "collections", "dataclasses"}  # nothing of weight besides NumPy
 
 

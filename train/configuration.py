@@ -546,6 +546,20 @@ class GPT2Config:
 
 
 @dataclass(frozen=True)
+class ExercisesConfig:
+    """Write the parts of a transformer yourself: a file of exercises, and how far it is."""
+
+    output: str | None = None
+    """Python file to write with the spec's operations, their texts, and nothing in them."""
+    check: str | None = None
+    """Such a file, filled as far as you are: outputs and gradients are compared with the spec's."""
+
+    def __post_init__(self) -> None:
+        given = "both" if self.output is not None else "neither"
+        require((self.output is None) != (self.check is None), "output", "it or check, one of the two", given)
+
+
+@dataclass(frozen=True)
 class ParametersConfig:
     """Count the parameters of a well-known model, part by part."""
 

@@ -6,8 +6,8 @@ from train.evidence import README, renewed
 
 TEXT = README.read_text(encoding="utf-8")
 COMMANDS = (
-    *("train", "generate", "gpt2", "attention", "check", "complexity", "parameters", "positions"),
-    *("ablate", "pitfalls", "induction", "ladder"),
+    *("train", "generate", "gpt2", "attention", "check", "complexity", "exercises", "parameters"),
+    *("positions", "ablate", "pitfalls", "induction", "ladder"),
 )
 
 
