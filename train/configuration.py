@@ -246,7 +246,8 @@ class GenerateConfig:
     length_penalty: float | None = None
     """Exponent of the length in beam search; None for what the run was trained with."""
     prompt: str | None = None
-    """Text to go on from; every character must be in the model's vocabulary. None for a fresh line."""
+    """Text to go on from; every character must be in the model's vocabulary. None for a fresh line. A masked language model
+    fills in each ▒."""
     length: int = 500
     """Characters to write."""
     samples: int = 1

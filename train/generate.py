@@ -6,29 +6,31 @@ import numpy as np
 
 from train.backend import Sampling, Twin
 from train.configuration import GenerateConfig
+from train.data import Batch
 from train.pairs import Search, answer_all
 from train.streams import stream
 from train.trained import Trained, load_trained
-from train.vocabulary import Symbols, Vocabulary
+from train.vocabulary import LABELS, MASK, Symbols, Vocabulary
 
+HIDDEN = LABELS[MASK]  # as pictures show it
 BETWEEN = "\n" + "-" * 20 + "\n"  # of several texts
 
 
 def generate(config: GenerateConfig) -> str:
-    """What a sequence-to-sequence model answers to the source; else the prompt and what the model writes after it, so
-    often as is asked.
+    """What a sequence-to-sequence model answers to the source; the prompt with its hidden characters filled in by a masked
+    language model; else the prompt and what the model writes after it, so often as is asked.
 
     Raises: ValueError when the run has no usable model or one of the other kind, or a text a character that the model's
     vocabulary lacks."""
     trained = load_trained(config.run, config.backend, config.device, config.dtype)
     kind = trained.model.kind
-    if kind == "encoder":
-        raise ValueError("run: expected a model that writes, got a masked language model, which fills in only")
     if (config.source is not None) != (kind == "encoder_decoder"):
         expected = "a text to answer" if kind == "encoder_decoder" else "none for a language model"
         raise ValueError(f"source: expected {expected}, got {'none' if config.source is None else repr(config.source)}")
     if config.source is not None:
         return answer(trained, config.source, config.beams, config.length_penalty)
+    if kind == "encoder":
+        return fill_in(trained, config.prompt)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
     generator = stream(config.seed, "sample")
@@ -49,6 +51,19 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
         options.beams if beams is None else beams, options.length_penalty if length_penalty is None else length_penalty
     )
     return answer_all(trained.twin, trained.vocabulary, [source], search, trained.model.context)[0]
+
+
+def fill_in(trained: Trained, prompt: str | None) -> str:
+    """The prompt with the likeliest character in the place of each HIDDEN. Raises: ValueError where there is none, and for a
+    prompt longer than the context."""
+    if prompt is None or HIDDEN not in prompt:
+        raise ValueError(f"prompt: expected a text with {HIDDEN} for each character to fill in, got {prompt!r}")
+    tokens = trained.vocabulary.encode(prompt.replace(HIDDEN, MASK), "prompt")
+    if len(tokens) > trained.model.context:
+        raise ValueError(f"prompt: expected at most {trained.model.context} characters, the context, got {len(tokens)}")
+    hidden = tokens == trained.vocabulary.encode(MASK)
+    likeliest = trained.twin.predict(Batch(tokens[None], tokens[None]))[0]
+    return trained.vocabulary.decode(np.where(hidden, likeliest, tokens))
 
 
 def write(

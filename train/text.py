@@ -16,7 +16,7 @@ from train.data import Batch, Split, covering_batches, frequency_losses, random_
 from train.generate import fresh_line, write
 from train.start import vocabulary_to_keep
 from train.streams import stream
-from train.vocabulary import Symbols, Vocabulary
+from train.vocabulary import MASK, Symbols, Vocabulary
 
 SAMPLING = Sampling(temperature=0.8)  # a little below 1: what the model finds likely, with fewer slips
 EXAMPLE_CHARACTERS = 32  # more labels than this cannot be read in a grid of small pictures
@@ -78,7 +78,6 @@ class LanguageModel:
         return None, text[line : line + length] or text[:length]
 
 
-MASK = "\x1a"  # Unicode calls it substitute
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1  # shares: of all symbols; of the chosen ones; the rest of these stay as they are
 SAMPLE_WINDOWS = 3
 

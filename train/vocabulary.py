@@ -6,7 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-LABELS = {" ": "␣", "\n": "↵", "\t": "⇥", "\x02": "⊢", "\x03": "⊣", "\x1a": "▒"}  # all in the font of the pictures
+MASK = "\x1a"  # Unicode calls it substitute
+LABELS = {" ": "␣", "\n": "↵", "\t": "⇥", "\x02": "⊢", "\x03": "⊣", MASK: "▒"}  # all in the font of the pictures
 
 
 class Symbols(Protocol):

@@ -8,7 +8,8 @@ import pytest
 from train.cli import main
 from train.configuration import train_config
 from train.tests.runs import options, records, run, snapshot, write_text
-from train.text import CHOSEN, MASK, MASKED, REPLACED, LanguageModel, MaskedLanguageModel
+from train.text import CHOSEN, MASKED, REPLACED, LanguageModel, MaskedLanguageModel
+from train.vocabulary import MASK
 
 
 @pytest.fixture
@@ -114,8 +115,17 @@ def test_a_masked_model_learns_and_reports(tmp_path, capsys):
     sample = (folder / "sample.txt").read_text()
     assert "▒" in sample
     assert "attention.png" in snapshot(folder)
-    assert main(["generate", "--run", str(folder)]) == 2
-    assert "run: expected a model that writes, got a masked language model" in capsys.readouterr().err
+    for backend in ("torch", "numpy"):
+        capsys.readouterr()
+        assert main(["generate", "--run", str(folder), "--backend", backend, "--prompt", "the k▒ng and t▒e"]) == 0
+        assert capsys.readouterr().out == "the king and the\n"
+    for prompt, message in (
+        (None, "expected a text with ▒ for each character to fill in, got None"),
+        ("the king", "expected a text with ▒ for each character to fill in, got 'the king'"),
+        ("▒" * 33, "expected at most 32 characters, the context, got 33"),
+    ):
+        assert main(["generate", "--run", str(folder), *([] if prompt is None else ["--prompt", prompt])]) == 2
+        assert f"prompt: {message}" in capsys.readouterr().err
     assert main(["attention", "--run", str(folder), "--text", "the king", "--output", str(tmp_path / "a.png")]) == 0
 
 
