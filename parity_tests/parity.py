@@ -68,12 +68,12 @@ class Operation(NamedTuple):
     example: dict[str, Any]
 
 
-def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, causal: bool = False) -> Any:
+def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> Any:
     """output = softmax(query key^T / sqrt(K)) value (Vaswani et al. 2017, equation 1).
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K); output (B, H, T, K). Every query may attend to every key.
     """
-    return attention.scaled_dot_product_attention_forward(query, key, value, causal=causal)
+    return attention.scaled_dot_product_attention_forward(query, key, value)
 
 
 def _attention_backward(d_output: np.ndarray, cache: Any) -> Any:
@@ -87,7 +87,7 @@ def _causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> 
     """
     if query.shape != key.shape:
         raise ValueError(f"key: expected the shape of query, {query.shape}, got {key.shape}")
-    return _attention(query, key, value, causal=True)
+    return attention.scaled_dot_product_attention_forward(query, key, value, causal=True)
 
 
 LARGE = 1000.0  # its exponential overflows

@@ -24,7 +24,8 @@ class CachedDecoder:
 
     Make a new one when the parameters change: it copies some of them and shares the others. `bfloat16` rounds the factors of
     the linear layers' products. `compiled` has torch.compile translate the step by one token, at the first of them: it takes
-    some ten seconds, and on a CPU half of the time a token afterwards."""
+    some ten seconds, and on a CPU a token of a single sequence half of the time afterwards. Raises ValueError if that is
+    wanted without a cache."""
 
     def __init__(
         self,
@@ -36,6 +37,8 @@ class CachedDecoder:
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
+        if compiled and not cached:
+            raise ValueError("compiled: expected False without a cache, got True")
         self.context = decoding_context(model.config, extrapolate)
         self._model, self._cached = _packed(model, bfloat16, compiled), cached
         # A buffer of another size would be translated anew, and so would one that is full.

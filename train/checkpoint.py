@@ -2,8 +2,9 @@
 
 A run has two. `model.safetensors` has the weights, the shape of the model and its vocabulary: it alone suffices to
 write text, with either twin. `state.safetensors` has what resuming needs: weights, optimizer moments, random streams,
-step. Each is whole in itself and is replaced in one step, so a crash at any moment leaves the old file or the new one,
-never a mixture. Nothing here can run code when it is read.
+step (a vocabulary comes from the text, or from the model to begin with). Each is whole in itself and is replaced in one
+step, so a crash at any moment leaves the old file or the new one, never a mixture. Nothing here can run code when it is
+read.
 """
 
 from __future__ import annotations

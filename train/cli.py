@@ -1,7 +1,7 @@
 """The command `twinformer`: reads the options, runs a subcommand, and turns what went wrong into one line.
 
-Exit status: 0 done, 1 `check` found a tensor out of bounds, 2 an error that the user can mend, 130 stopped by Ctrl-C or
-SIGTERM.
+Exit status: 0 done, 1 `check` found a tensor out of bounds or an exercise is not right, 2 an error that the user can mend,
+130 stopped by Ctrl-C or SIGTERM.
 Nothing heavy is imported before a subcommand runs, so that help is quick.
 """
 
@@ -82,9 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"error: {' '.join(str(error).split()) or 'not enough memory'}")
         return 2
     except RuntimeError as error:
-        if not lacks_compiler(error):
+        from train.backend import out_of_memory
+
+        what = str(error).partition("\n")[0]
+        if out_of_memory(error):
+            _say(f"error: not enough memory ({what})")
+        elif lacks_compiler(error):
+            _say(f"error: compile: expected a C++ compiler that torch can call, got: {what}")
+        else:
             raise
-        _say(f"error: compile: expected a C++ compiler that torch can call, got: {str(error).partition(chr(10))[0]}")
         return 2
     except KeyboardInterrupt as interrupt:
         _say(str(interrupt) or "interrupted")
@@ -155,7 +161,10 @@ def _starting_point(arguments: list[str]) -> TrainConfig:
         return TrainConfig()
     if resume is None:
         fresh, begin = preset(name or "default"), _value_of("--init-from", arguments)
-        return fresh if begin is None else replace(fresh, model=read_run_config(Path(begin), "init_from").model)
+        if begin is None:
+            return fresh
+        shape = read_run_config(Path(begin), "init_from").model
+        return replace(fresh, model=replace(shape, dropout=fresh.model.dropout))
     if name is not None:
         raise ValueError("preset: expected none together with --resume, whose run has options of its own")
     return replace(read_run_config(Path(resume), "resume"), resume=resume)
@@ -165,10 +174,13 @@ def _value_of(option: str, arguments: list[str]) -> str | None:
     """The last value that `option` has among the arguments, as tyro has it, looked up before tyro reads them."""
     value = None
     for position, argument in enumerate(arguments):
-        if argument == option and position + 1 < len(arguments):
+        name, equals, given = argument.partition("=")
+        if name.replace("_", "-") != option:
+            continue
+        if equals:
+            value = given
+        elif position + 1 < len(arguments):
             value = arguments[position + 1]
-        if argument.startswith(option + "="):
-            value = argument.removeprefix(option + "=")
     return value
 
 

@@ -47,6 +47,7 @@ RUN_FORMAT = "twinformer run 1"
 
 
 MOST_THREADS = 1024  # far more than these, and a library crashes
+MOST_SAMPLES = 1_000_000  # far more than fit into memory
 MOST_PENALTY = 10  # an exponent: lengths to it must stay within floating point
 
 
@@ -267,7 +268,7 @@ class GenerateConfig:
     dtype: DecodingDtype = "float32"
     """Format of the factors of products; bfloat16 is torch's only, and quicker where the device multiplies in it (auto)."""
     compile: bool = False
-    """torch: compile the step by one character first, some ten seconds; on a CPU each then takes half of its time."""
+    """torch: compile the step by one character first, some ten seconds; on a CPU one text then takes half of its time."""
 
     def __post_init__(self) -> None:
         require(self.prompt != "", "prompt", "at least one character", repr(self.prompt))
@@ -276,7 +277,7 @@ class GenerateConfig:
             value = getattr(self, name)
             require(self.source is not None or value is None, name, "none without a source to answer", value)
         require(self.length >= 0, "length", "at least 0", self.length)
-        require(self.samples >= 1, "samples", "at least 1", self.samples)
+        require(1 <= self.samples <= MOST_SAMPLES, "samples", f"at least 1 and at most {MOST_SAMPLES}", self.samples)
         require(0 <= self.temperature < float("inf"), "temperature", "a finite number of at least 0", self.temperature)
         require(self.top_k >= 0, "top_k", "at least 0", self.top_k)
         require(0 < self.top_p <= 1, "top_p", "above 0 and at most 1", self.top_p)
@@ -568,6 +569,9 @@ class ParametersConfig:
     """Name of a model in train/models.toml, such as gpt2 or vaswani-base."""
 
 
+OF_WRITING = ("length", "samples", "temperature", "top_k", "top_p", "seed", "compile")  # options for writing on
+
+
 def without_effect(config: Any) -> dict[str, str]:
     """Options of a subcommand that change nothing beside the others, and what they are for."""
     needs: dict[str, tuple[bool, str]] = {}
@@ -590,8 +594,7 @@ def without_effect(config: Any) -> dict[str, str]:
             "parallel": (int(os.environ.get("WORLD_SIZE", "1")) > 1, "several processes, which torchrun starts"),
         }
     if isinstance(config, GenerateConfig):
-        sampling = ("length", "samples", "temperature", "top_k", "top_p", "seed", "compile")
-        needs = dict.fromkeys(sampling, (config.source is None, "models that write on, not for an answer to a source"))
+        needs = dict.fromkeys(OF_WRITING, (config.source is None, "models that write on, not for an answer to a source"))
     if isinstance(config, AttentionConfig):
         needs = {
             "layer": (config.view in ("layer", "head", "trace"), "views layer, head and trace"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 import textwrap
 from pathlib import Path
 from types import ModuleType
@@ -21,8 +22,8 @@ HEADER = '''\
 How far you are:  twinformer exercises --check {name}
 
 A forward returns its output and a cache, whatever its backward needs; the backward takes the gradient of the loss in the
-output, and the cache, and returns the gradients. The texts are those of reference_numpy/, where each is solved and derived;
-options that they name beside the arguments may be left out.
+output, and the cache, and returns the gradients. The texts are those of reference_numpy/, where each is solved and derived.
+What has a default here is never given another value: it may be left out.
 """
 
 import numpy as np
@@ -52,7 +53,9 @@ def exercises(config: ExercisesConfig) -> str | int:
     if config.check is not None:
         return check(Path(config.check))
     path = Path(str(config.output))
-    output_file("output", str(path), ".py")
+    output_file("output", str(path))
+    if path.suffix != ".py":
+        raise ValueError(f"output: expected a name that ends in .py, got {str(path)!r}")
     if path.exists():
         raise ValueError(f"output: expected a new file, got {str(path)!r}, which exists")
     write_atomically(path, text(path.name).encode())
@@ -73,12 +76,14 @@ def _stub(number: int, operation: str, spec: Operation) -> str:
     if "\n" in documentation:
         documentation += "\n    "
     forward, backward = functions_of(operation)
+    options = {p.name: p.default for p in inspect.signature(spec.forward).parameters.values() if p.name not in spec.example}
+    arguments = [*spec.example, *(f"{name}={default!r}" for name, default in options.items())]
     return STUB.format(
         number=number,
         operation=operation,
         forward=forward,
         backward=backward,
-        arguments=", ".join(spec.example),
+        arguments=", ".join(arguments),
         text=documentation,
         gradients=gradients,
     )
@@ -108,12 +113,14 @@ def check(path: Path) -> int:
 
 def _verdict(forward: Any, backward: Any, operation: str) -> str | None:
     """What is wrong with a pair, in one line; None if nothing is. Without a backward the output alone is judged."""
+    if not callable(forward) or not (backward is None or callable(backward)):
+        return f"fails: expected a function, got {forward if backward is None else backward!r}"
     try:
         with np.errstate(all="ignore"):  # the verdict says it
             assert_parity((forward, backward), operation)
     except NotImplementedError:
         return TO_WRITE
-    except Exception as error:  # what a reader writes may fail in any way
+    except (Exception, SystemExit) as error:  # what a reader writes may fail in any way
         found = " ".join(str(error).split()).removeprefix(f"assert_parity, {operation}, float64, yours ")
         return f"wrong: {found}" if isinstance(error, AssertionError) else f"fails: {type(error).__name__}: {found}"
     return None
@@ -130,8 +137,9 @@ def _imported(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ValueError(f"check: expected a Python file, whose name ends in .py, got {str(path)!r}")
     module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))  # as for a file that Python runs: it may import its neighbours
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"check: expected a file that Python can run, got {type(error).__name__}: {error}") from error
     return module

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 
 from train.backend import Sampling, Twin
-from train.configuration import GenerateConfig
+from train.configuration import OF_WRITING, GenerateConfig
 from train.data import Batch
 from train.pairs import Search, answer_all
 from train.streams import stream
@@ -30,6 +32,10 @@ def generate(config: GenerateConfig) -> str:
     if config.source is not None:
         return answer(trained, config.source, config.beams, config.length_penalty)
     if kind == "encoder":
+        for option in fields(config):
+            value = getattr(config, option.name)
+            if option.name in OF_WRITING and value != option.default:
+                raise ValueError(f"{option.name}: expected none for a masked language model, which fills in, got {value}")
         return fill_in(trained, config.prompt)
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
@@ -54,8 +60,9 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
 
 
 def fill_in(trained: Trained, prompt: str | None) -> str:
-    """The prompt with the likeliest character in the place of each HIDDEN. Raises: ValueError where there is none, and for a
-    prompt longer than the context."""
+    """The prompt with the likeliest character in the place of each HIDDEN, which stays where that is the mask itself.
+
+    Raises: ValueError for a prompt without one, and for one longer than the context."""
     if prompt is None or HIDDEN not in prompt:
         raise ValueError(f"prompt: expected a text with {HIDDEN} for each character to fill in, got {prompt!r}")
     tokens = trained.vocabulary.encode(prompt.replace(HIDDEN, MASK), "prompt")
@@ -63,7 +70,7 @@ def fill_in(trained: Trained, prompt: str | None) -> str:
         raise ValueError(f"prompt: expected at most {trained.model.context} characters, the context, got {len(tokens)}")
     hidden = tokens == trained.vocabulary.encode(MASK)
     likeliest = trained.twin.predict(Batch(tokens[None], tokens[None]))[0]
-    return trained.vocabulary.decode(np.where(hidden, likeliest, tokens))
+    return trained.vocabulary.decode(np.where(hidden, likeliest, tokens)).replace(MASK, HIDDEN)
 
 
 def write(

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
@@ -57,6 +57,8 @@ def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | No
     `folder` is one that `run_folder.claimed` gave; None chooses one. Afterwards it exists and has its config.json. Raises:
     ValueError or OSError for what a user can mend."""
     folder = processes.agreed(run_folder.choose(config)) if folder is None else folder
+    if config.init_from is not None:  # the run may be resumed from anywhere
+        config = replace(config, init_from=str(Path(config.init_from).resolve()))
     with processes.one_after_the_other():
         task = create_task(config)
         start = None if config.resume is not None else parameters_to_begin_with(config, task)

@@ -146,8 +146,6 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
     if config.corpus not in SOURCES and Path(config.corpus).exists():
         options["corpus"] = str(Path(config.corpus).resolve())  # a run may be resumed from anywhere
-    if config.init_from is not None:
-        options["init_from"] = str(Path(config.init_from).resolve())
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
     if config.resume is not None:
         before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))

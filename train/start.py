@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from reference_numpy.config import Kind
 from reference_numpy.parameters import Parameters
 from train import run_folder
@@ -19,10 +21,12 @@ FREE = ("dropout", "initial_deviation", "zero_projections")  # options of a mode
 def vocabulary_to_keep(config: TrainConfig, kind: Kind) -> Symbols | None:
     """The vocabulary of the model to begin with, a `kind`; None where a run begins afresh.
 
-    A run that goes on has it in a model of its own. Raises: ValueError for another kind, and as `load_model`."""
+    A run that goes on has it in a model of its own, if it has saved one. Raises: ValueError for another kind, and as
+    `load_model`."""
     if config.init_from is None:
         return None
-    model, vocabulary = model_header(run_folder.model_of(Path(config.resume or config.init_from)))
+    path = run_folder.model_of(Path(config.resume or config.init_from))
+    model, vocabulary = model_header(path if path.exists() else run_folder.model_of(Path(config.init_from)))
     if model.kind != kind:
         raise ValueError(
             f"init_from: expected a run that trained a model of kind {kind}, as this task does, got {model.kind}"
@@ -34,10 +38,13 @@ def parameters_to_begin_with(config: TrainConfig, task: Task) -> Parameters | No
     """Those of the model in the run that `init_from` names, of an unfinished one the last that it has kept.
 
     Learned positions beyond a shorter context are left out. Raises: ValueError for a model of another shape or vocabulary
-    than the options and the task ask for, and as `load_model`."""
+    than the options and the task ask for, for numbers that are not finite, and as `load_model`."""
     if config.init_from is None:
         return None
     parameters, theirs, vocabulary = load_model(run_folder.model_of(Path(config.init_from)))
+    for name, array in parameters.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"init_from: {name}: expected finite numbers, got NaN or inf")
     ours = replace(config.model, kind=task.kind, vocabulary=len(task.vocabulary))
     if vocabulary.to_json() != task.vocabulary.to_json():
         raise ValueError("init_from: expected a run whose vocabulary is that of this task, got another")

@@ -388,6 +388,17 @@ def test_without_a_compiler_for_c_there_is_one_line(trained, capsys, monkeypatch
     )
 
 
+def test_too_many_texts_cost_one_line(trained, capsys, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\nand more")
+
+    monkeypatch.setattr("train.generate.write", fails)
+    message = refused(capsys, "generate", "--run", trained, "--samples", "1000000")
+    assert message == "not enough memory (DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes)"
+    message = refused(capsys, "generate", "--run", trained, "--samples", "1000001")
+    assert message.startswith("samples: expected at least 1 and at most 1000000, got 1000001")
+
+
 def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained, capsys):
     variants = {
         (): None,

@@ -52,6 +52,8 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     path = tmp_path / "mine.py"
     path.write_text(
         "import numpy as np\n"
+        "gelu_tanh_forward = 5\n"
+        "def embedding_forward(tokens, weight): raise SystemExit(0)\n"
         "def relu_forward(x): return np.maximum(x, 0), x\n"
         "def relu_backward(d, x): return d\n"
         "def softmax_forward(x): return np.exp(x), None\n"
@@ -64,6 +66,8 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
     assert said["relu"].startswith("output right, gradients wrong: d_x[")
     assert said["softmax"].startswith("output wrong: output[0, 0]: inf, expected 0.73")
     assert said["silu"] == "output fails: AttributeError: 'numpy.ndarray' object has no attribute 'nothing'"
+    assert said["gelu_tanh"] == "output fails: expected a function, got 5"
+    assert said["embedding"] == "output fails: SystemExit: 0"
     assert said["gelu"].startswith("output fails: ValueError: function: expected one that takes x, got one with (x, y)")
     assert said["rms_norm"] == "output right, gradients to be written"
     assert said["linear"] == "output to be written"
@@ -75,6 +79,7 @@ def test_the_first_lines_of_a_learner_are_enough():
     namespace = {}
     filled = text("mine.py").replace("raise NotImplementedError", "return np.maximum(x, 0), x")
     exec(compile(filled, "mine.py", "exec"), namespace)
+    assert namespace["layer_norm_forward"].__defaults__ == (1e-5,)
     assert namespace["relu_forward"](np.array([-1.0, 2.0]))[0].tolist() == [0, 2]
 
 
@@ -83,6 +88,7 @@ def test_the_first_lines_of_a_learner_are_enough():
     [
         (None, "check: expected a Python file, got"),
         ("def", "check: expected a file that Python can run, got SyntaxError: invalid syntax"),
+        ("raise SystemExit(0)", "check: expected a file that Python can run, got SystemExit: 0"),
         ("raise KeyError('x')", "check: expected a file that Python can run, got KeyError: 'x'"),
     ],
 )

@@ -180,6 +180,11 @@ def test_compiled_decoding_needs_one_graph(monkeypatch, options, bfloat16):
     torch.compiler.reset()
 
 
+def test_without_a_cache_nothing_is_compiled():
+    with pytest.raises(ValueError, match="compiled: expected False without a cache, got True"):
+        CachedDecoder(model_of(), cached=False, compiled=True)
+
+
 def test_numbers_that_share_their_place_can_be_multiplied():
     x, weight = torch.ones(1, 3).expand(4, 3), torch.ones(1, 3).expand(5, 3)
     assert torch.equal(linear(x, weight), torch.full((4, 5), 3.0))

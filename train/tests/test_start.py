@@ -1,11 +1,12 @@
 """Fine-tuning: a run that begins with the model of another."""
 
+import os
 import shutil
 
 import numpy as np
 import pytest
 
-from train.checkpoint import load_model
+from train.checkpoint import load_model, save_model
 from train.cli import main
 from train.configuration import read_run_config
 from train.loop import prepare
@@ -74,7 +75,7 @@ def test_a_stopped_run_goes_on_where_the_other_is_gone(tmp_path, first):
     whole = run(options(tmp_path / "whole", init_from=str(first)))
     half = run(options(tmp_path / "half", init_from=str(first), steps=3))
     shutil.rmtree(first)
-    run(resumed(options(half, init_from=str(first.resolve())), half))
+    run(resumed(options(half, init_from=str(first)), half))
     assert (half / MODEL).read_bytes() == (whole / MODEL).read_bytes()
 
 
@@ -92,6 +93,23 @@ def test_subwords_come_with_their_model(tmp_path, capsys):
     assert last["validation_loss"] < before
     assert main([*TINY[:1], "--resume", str(run_of_it), "--steps", "55"]) == 0
     assert main(["generate", "--run", str(run_of_it), "--length", "5"]) == 0
+
+
+def test_a_run_that_was_stopped_before_its_first_model_goes_on(tmp_path, first):
+    """Its state came first; the vocabulary is still where it came from. The folder may be named as it was."""
+    half = run(options(tmp_path / "half", init_from=str(first), steps=3))
+    (half / MODEL).unlink()
+    run(resumed(options(half, init_from=os.path.relpath(first)), half))
+    assert (half / MODEL).exists()
+
+
+def test_numbers_that_are_not_finite_are_not_begun_with(tmp_path, first):
+    parameters, model, vocabulary = load_model(first / MODEL)
+    parameters["final_norm.weight"][0] = np.nan
+    save_model(first / MODEL, parameters, model, vocabulary, 0)
+    with pytest.raises(ValueError, match=r"init_from: final_norm\.weight: expected finite numbers, got NaN or inf"):
+        prepare(options(tmp_path / "second", init_from=str(first)))
+    assert not (tmp_path / "second").exists()
 
 
 @pytest.mark.parametrize(
@@ -120,5 +138,5 @@ def test_mistakes_of_the_command(tmp_path, first, capsys):
     message = refused(capsys, *TINY, "--corpus", foreign, "--output", first, "--overwrite", *begin)
     assert message.startswith("init_from: expected another run than the one that is overwritten")
     assert snapshot(first) == before
-    message = refused(capsys, *TINY, "--init-from", tmp_path / "nowhere")
+    message = refused(capsys, *TINY, "--init_from", tmp_path / "nowhere")
     assert message.startswith("init_from: expected the folder of a run, with its config.json, got")

@@ -126,6 +126,8 @@ def test_a_masked_model_learns_and_reports(tmp_path, capsys):
     ):
         assert main(["generate", "--run", str(folder), *([] if prompt is None else ["--prompt", prompt])]) == 2
         assert f"prompt: {message}" in capsys.readouterr().err
+    assert main(["generate", "--run", str(folder), "--prompt", "t▒e", "--samples", "2"]) == 2
+    assert "samples: expected none for a masked language model, which fills in, got 2" in capsys.readouterr().err
     assert main(["attention", "--run", str(folder), "--text", "the king", "--output", str(tmp_path / "a.png")]) == 0
 
 
