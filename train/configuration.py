@@ -247,8 +247,7 @@ class GenerateConfig:
     length_penalty: float | None = None
     """Exponent of the length in beam search; None for what the run was trained with."""
     prompt: str | None = None
-    """Text to go on from; every character must be in the model's vocabulary. None for a fresh line. A masked language model
-    fills in each ▒."""
+    """Text to go on from, of characters that the model knows, or None for a fresh line; a masked model fills in each ▒."""
     length: int = 500
     """Characters to write."""
     samples: int = 1
