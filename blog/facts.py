@@ -22,7 +22,7 @@ from train.checkpoint import load_model
 from train.configuration import read_run_config
 from train.evidence import BENCHMARKS, LOGS, run_figures
 from train.looking import look, pair_reading
-from train.trained import load_twin
+from train.trained import load_backend
 
 ROOT = LOGS.parent.parent
 BOUNDS = ROOT / "parity_tests" / "BOUNDS.md"
@@ -201,9 +201,9 @@ def _reverse() -> Iterator[tuple[str, Fact]]:
     kept, word = run_folder.snapshots(LOGS / "reverse"), "badcafefeedbeef"
     if not kept:
         return
-    twin, (_, _, vocabulary) = load_twin(kept[-1][1], "numpy", "cpu"), load_model(kept[-1][1])
+    backend, (_, _, vocabulary) = load_backend(kept[-1][1], "numpy", "cpu"), load_model(kept[-1][1])
     reading = pair_reading(vocabulary, vocabulary.encode(word), vocabulary.encode(word[::-1]))
-    cross = next(stack for stack in look(twin, vocabulary, reading) if stack.name == "cross")
+    cross = next(stack for stack in look(backend, vocabulary, reading) if stack.name == "cross")
     letters = np.arange(len(word))
     on_due = list(cross.weights.values())[-1][:, letters, letters[::-1]].mean(axis=-1)  # (H,)
     file, command = f"{where}/{kept[-1][1].name}", "twinformer train --preset reverse --snapshots 12"

@@ -27,7 +27,7 @@ from train.looking import Reading, attention_caches, look, pair_reading
 from train.plots import loss_text, plot_complexity, plot_loss, training_has
 from train.positions import positions
 from train.run_folder import STACKS
-from train.trained import load_twin
+from train.trained import load_backend
 
 POSITIONS = Path(__file__).with_name("figures") / "positions.png"
 
@@ -138,16 +138,16 @@ def _loss(folder: Path, path: Path) -> None:
 
 def _view(view: View, name: str, model: Path, path: Path) -> None:
     """What one stack of a model attends to, from the parameters that the run has left in half precision."""
-    twin, (_, config, vocabulary) = load_twin(model, "numpy", "cpu"), load_model(model)
+    backend, (_, config, vocabulary) = load_backend(model, "numpy", "cpu"), load_model(model)
     tokens = vocabulary.encode(view.text)
     reading = Reading(tokens) if view.source is None else pair_reading(vocabulary, vocabulary.encode(view.source), tokens)
-    stacks = [stack for stack in look(twin, vocabulary, reading) if stack.name == name]
+    stacks = [stack for stack in look(backend, vocabulary, reading) if stack.name == name]
     path = path.with_stem(path.stem.removesuffix(f"-{name}"))
     if view.view == "model":
         draw(stacks, path)
         return
     options = AttentionConfig(str(model.parent), output=str(path), view=view.view, layer=view.layer, head=view.head)
-    draw_view(options, stacks, attention_caches(twin.parameters(), config, reading))
+    draw_view(options, stacks, attention_caches(backend.parameters(), config, reading))
 
 
 if __name__ == "__main__":

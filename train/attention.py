@@ -14,11 +14,11 @@ from train import run_folder
 from train.attention_page import Moment, QueryKey, attention_page
 from train.attention_plots import plot_rollout, plot_statistics, plot_trace, trace
 from train.checkpoint import output_file, write_atomically
-from train.configuration import AttentionConfig, Backend, Device
+from train.configuration import AttentionConfig, BackendName, Device
 from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read, rollout
 from train.plots import plot_attention
 from train.run_folder import attention_of
-from train.trained import Trained, load_trained, load_twin
+from train.trained import Trained, load_backend, load_trained
 
 
 def attention(config: AttentionConfig) -> str:
@@ -39,10 +39,10 @@ def attention(config: AttentionConfig) -> str:
         page = page_of_run(Path(config.run), trained, reading, config.backend, config.device)
         write_atomically(Path(config.html), page.encode())
         return config.html
-    stacks = look(trained.twin, trained.vocabulary, reading)
+    stacks = look(trained.backend, trained.vocabulary, reading)
     if config.view == "model":
         return "\n".join(map(str, draw(stacks, Path(config.output))))
-    views = draw_view(config, stacks, attention_caches(trained.twin.parameters(), trained.model, reading))
+    views = draw_view(config, stacks, attention_caches(trained.backend.parameters(), trained.model, reading))
     return "\n".join(map(str, views))
 
 
@@ -92,7 +92,9 @@ def _path_of(stack: Stack, path: Path) -> Path:
     return path if stack.name == "own" else path.with_name(attention_of(stack.name, path.name))
 
 
-def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend = "torch", device: Device = "auto") -> str:
+def page_of_run(
+    run: Path, trained: Trained, reading: Reading, backend: BackendName = "torch", device: Device = "auto"
+) -> str:
     """The page on what the models of a run attend to: the finished one, and those that it has kept on the way.
 
     Raises: ValueError for a model that is damaged or has linear attention, and for a text too long for one page."""
@@ -100,11 +102,11 @@ def page_of_run(run: Path, trained: Trained, reading: Reading, backend: Backend 
     losses = losses_near(run_folder.read_log(run), [step for step, _ in kept])
     seen = []
     for (step, path), loss in zip(kept, losses, strict=True):
-        twin = trained.twin if path == run_folder.model_of(run) else load_twin(path, backend, device)
-        seen.append(Moment(step, loss, look(twin, trained.vocabulary, reading)))
+        then = trained.backend if path == run_folder.model_of(run) else load_backend(path, backend, device)
+        seen.append(Moment(step, loss, look(then, trained.vocabulary, reading)))
     kind = model.kind.replace("_", "-")
     shape = f"{kind}, {parameter_count(model):,} parameters, {model.layers} layers, {model.heads} heads"
-    caches = attention_caches(trained.twin.parameters(), model, reading).values()
+    caches = attention_caches(trained.backend.parameters(), model, reading).values()
     detail = [
         QueryKey(*(np.stack([getattr(c.attention, n)[0] for c in layers]) for n in ("query", "key"))) for layers in caches
     ]

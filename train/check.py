@@ -26,7 +26,6 @@ from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, Tracked, run_t
 from parity_tests.compare import central_difference, derivative_by_complex_step, tiled
 from reference_numpy.model import ModelCache
 from train import streams
-from train.backend import torch_device
 from train.checkpoint import output_file, write_json
 from train.configuration import CheckConfig, Device
 from train.plots import plot_check
@@ -154,6 +153,7 @@ def _twin(subject: Subject, device: Device) -> dict[str, np.ndarray]:
     from torch_impl.loss import cross_entropy
     from torch_impl.model import Transformer
     from torch_impl.parameters import gradients_as_numpy
+    from train.torch_backend import torch_device
 
     batch = subject.batch
     place = torch_device(device)

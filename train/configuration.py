@@ -22,7 +22,7 @@ except ModuleNotFoundError:  # a bare checkout on a GPU machine, where `python -
 
 from reference_numpy.config import Kind, ModelConfig, require
 
-Backend = Literal["torch", "numpy"]
+BackendName = Literal["torch", "numpy"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["float32", "float64", "bfloat16", "auto"]
 DecodingDtype = Literal["float32", "bfloat16", "auto"]
@@ -163,7 +163,7 @@ class TrainConfig:
     """Characters of the sample that is written at the end."""
     seed: int = 0
     """Seed of all random streams (non-negative integer)."""
-    backend: Backend = "torch"
+    backend: BackendName = "torch"
     """Twin that trains: torch (fast) or numpy (the spec)."""
     device: Device = "auto"
     """Where torch computes; auto is cuda where there is one, else mps, else cpu."""
@@ -260,7 +260,7 @@ class GenerateConfig:
     """Choose among the likeliest characters that together have this probability; 1 for all."""
     seed: int = 0
     """Seed of the choice (non-negative integer)."""
-    backend: Backend = "torch"
+    backend: BackendName = "torch"
     """Twin that writes."""
     device: Device = "auto"
     """Where torch computes."""
@@ -309,7 +309,7 @@ class AttentionConfig:
     """Which head, counted from 0, for head and trace."""
     html: str | None = None
     """HTML file to write instead: a page to explore, with a slider over training if the run has kept snapshots."""
-    backend: Backend = "torch"
+    backend: BackendName = "torch"
     """Twin that reads."""
     device: Device = "auto"
     """Where torch computes."""

@@ -6,7 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 
-from train.backend import Sampling, Twin
+from train.backend import Backend, Sampling
 from train.configuration import OF_WRITING, GenerateConfig
 from train.data import Batch
 from train.pairs import Search, answer_all
@@ -40,7 +40,7 @@ def generate(config: GenerateConfig) -> str:
     sampling = Sampling(config.temperature, config.top_k, config.top_p)
     prompt = fresh_line(trained.vocabulary) if config.prompt is None else config.prompt
     generator = stream(config.seed, "sample")
-    asked = trained.twin, trained.vocabulary, prompt, config.length, generator, sampling, config.samples, config.compile
+    asked = trained.backend, trained.vocabulary, prompt, config.length, generator, sampling, config.samples, config.compile
     return BETWEEN.join(write(*asked))
 
 
@@ -56,7 +56,7 @@ def answer(trained: Trained, source: str, beams: int | None = None, length_penal
     search = Search(
         options.beams if beams is None else beams, options.length_penalty if length_penalty is None else length_penalty
     )
-    return answer_all(trained.twin, trained.vocabulary, [source], search, trained.model.context)[0]
+    return answer_all(trained.backend, trained.vocabulary, [source], search, trained.model.context)[0]
 
 
 def fill_in(trained: Trained, prompt: str | None) -> str:
@@ -69,12 +69,12 @@ def fill_in(trained: Trained, prompt: str | None) -> str:
     if len(tokens) > trained.model.context:
         raise ValueError(f"prompt: expected at most {trained.model.context} characters, the context, got {len(tokens)}")
     hidden = tokens == trained.vocabulary.encode(MASK)
-    likeliest = trained.twin.predict(Batch(tokens[None], tokens[None]))[0]
+    likeliest = trained.backend.predict(Batch(tokens[None], tokens[None]))[0]
     return trained.vocabulary.decode(np.where(hidden, likeliest, tokens)).replace(MASK, HIDDEN)
 
 
 def write(
-    twin: Twin,
+    backend: Backend,
     vocabulary: Symbols,
     prompt: str,
     length: int,
@@ -85,4 +85,4 @@ def write(
 ) -> list[str]:
     """So many texts, each of `prompt` and `length` characters or other tokens more."""
     tokens = np.tile(vocabulary.encode(prompt, "prompt"), (samples, 1))
-    return [vocabulary.decode(row) for row in twin.generate(tokens, length, generator, sampling, compiled)]
+    return [vocabulary.decode(row) for row in backend.generate(tokens, length, generator, sampling, compiled)]

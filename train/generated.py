@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reference_numpy.config import Kind
-from train.backend import Twin
+from train.backend import Backend
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.extras import extra
@@ -148,8 +148,8 @@ class GeneratedPairs(PairTask):
         keys = self._recipe.drawn("training", generator)
         return pair_batch([self._tokens(next(keys)) for _ in range(self._config.batch)], *self._marks)
 
-    def scores(self, twin: Twin) -> dict[str, Any]:
-        answers = self._answers(twin, [source for source, _ in self._test])
+    def scores(self, backend: Backend) -> dict[str, Any]:
+        answers = self._answers(backend, [source for source, _ in self._test])
         right = sum(answer == target for answer, (_, target) in zip(answers, self._test, strict=True))
         wrong = [(*pair, answer) for pair, answer in zip(self._test, answers, strict=True) if answer != pair[1]]
         return {
@@ -158,9 +158,9 @@ class GeneratedPairs(PairTask):
             "wrong": [dict(zip(("source", "expected", "got"), mistake, strict=True)) for mistake in wrong[:SHOWN]],
         }
 
-    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+    def sample(self, backend: Backend, generator: np.random.Generator) -> str:
         shown = self._test[:SHOWN]
-        answers = self._answers(twin, [source for source, _ in shown])
+        answers = self._answers(backend, [source for source, _ in shown])
         lines = []
         for (source, target), answer in zip(shown, answers, strict=True):
             lines.append(f"{source} -> {answer}" + ("" if answer == target else f"   (expected {target})"))

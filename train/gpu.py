@@ -34,7 +34,7 @@ import torch
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
-from train.backend import create_backend, torch_device, with_dtype
+from train.backend import create_backend, with_dtype
 from train.check import check
 from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
@@ -45,6 +45,7 @@ from train.gpu_report import report, summarize
 from train.models import known_models
 from train.report import train_and_report, utilisation
 from train.run_folder import environment, read_log
+from train.torch_backend import torch_device
 
 PARTS = ("parity", "masks", "shakespeare", "step")
 SEEDS = (0, 1, 2, 3, 4)
@@ -193,10 +194,10 @@ def _losses(options: TrainConfig, dropout: float, count: int) -> list[float]:
     """The training losses of so many steps of a small model on one batch."""
     model = replace(train_config(flat_options(preset("tiny")), "tiny").model, vocabulary=11, dropout=dropout)
     generator = np.random.default_rng(0)
-    twin = create_backend(model, initialize(model, generator), options, generator)
+    backend = create_backend(model, initialize(model, generator), options, generator)
     tokens = generator.integers(0, model.vocabulary, (8, model.context + 1))
     batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
-    return [float(twin.gradient_step(batches, options.learning_rate).loss) for _ in range(count)]
+    return [float(backend.gradient_step(batches, options.learning_rate).loss) for _ in range(count)]
 
 
 def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -252,17 +253,17 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     found: dict[str, Any] = {**variant._asdict(), "date": _now(), "context": model.context}
     found |= {"parameters": parameter_count(model), "environment": environment()}
     try:
-        twin = create_backend(model, initialize(model, generator), options, generator)
+        backend = create_backend(model, initialize(model, generator), options, generator)
         tokens = generator.integers(0, model.vocabulary, (batch, model.context + 1))
         batches = [Batch(tokens[:, :-1], tokens[:, 1:])]
         with _cudnn_attention() if variant.cudnn and device == "cuda" else nullcontext():
             for _ in range(UNCOUNTED):
-                loss = float(twin.gradient_step(batches, 1e-4).loss)
+                loss = float(backend.gradient_step(batches, 1e-4).loss)
             timed = []
             for _ in range(ROUNDS):
                 start = time.perf_counter()
                 for _ in range(STEPS):
-                    step = twin.gradient_step(batches, 1e-4)
+                    step = backend.gradient_step(batches, 1e-4)
                 loss = float(step.loss)  # waits for the device
                 timed.append((time.perf_counter() - start) / STEPS)
             seconds = statistics.median(timed)

@@ -59,15 +59,15 @@ def learn(job: tuple[InductionConfig, int]) -> list[dict[str, Any]]:
 
     options = _options(config, layers)
     random = streams(config.seed)
-    twin = create_backend(options.model, initialize(options.model, random["initialization"]), options, random["dropout"])
+    backend = create_backend(options.model, initialize(options.model, random["initialization"]), options, random["dropout"])
     probe, periods = repeated(PROBES, random["evaluation"])
     history = []
     for step in range(config.steps + 1):
         if step % config.measure_every == 0 or step == config.steps:
-            history.append({"step": step, **measure(twin, probe, periods)})
+            history.append({"step": step, **measure(backend, probe, periods)})
         if step < config.steps:
             batch, _ = repeated(config.batch, random["data"])
-            twin.gradient_step([batch], learning_rate(options, step))
+            backend.gradient_step([batch], learning_rate(options, step))
     return history
 
 
@@ -79,7 +79,7 @@ def repeated(count: int, generator: np.random.Generator) -> tuple[Batch, np.ndar
     return Batch(tokens[:, :-1], tokens[:, 1:]), periods
 
 
-def measure(twin: Any, batch: Batch, periods: np.ndarray) -> dict[str, Any]:
+def measure(backend: Any, batch: Batch, periods: np.ndarray) -> dict[str, Any]:
     """Mean loss where the symbol is new and where it has been seen (nats), and two scores of every head, by layer.
 
     The score "induction" is the mean weight on the token after the last occurrence of the present symbol, "previous" that on
@@ -88,13 +88,13 @@ def measure(twin: Any, batch: Batch, periods: np.ndarray) -> dict[str, Any]:
     previous: list[np.ndarray] = []
     following: list[np.ndarray] = []
     for tokens, period in zip(batch.tokens, periods, strict=True):
-        weights = np.stack(list(twin.attention(tokens).values()))  # (L, H, T, T)
+        weights = np.stack(list(backend.attention(tokens).values()))  # (L, H, T, T)
         later, rest = np.arange(period, LENGTH), np.arange(1, LENGTH)
         following.append(weights[:, :, later, later - period + 1].mean(axis=-1))
         previous.append(weights[:, :, rest, rest - 1].mean(axis=-1))
     return {
-        "loss_new": _loss(twin, batch, ~seen),
-        "loss_seen": _loss(twin, batch, seen),
+        "loss_new": _loss(backend, batch, ~seen),
+        "loss_seen": _loss(backend, batch, seen),
         "induction": np.mean(following, axis=0).tolist(),
         "previous": np.mean(previous, axis=0).tolist(),
     }
@@ -124,9 +124,9 @@ def summary(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _loss(twin: Any, batch: Batch, where: np.ndarray) -> float:
+def _loss(backend: Any, batch: Batch, where: np.ndarray) -> float:
     part = Batch(batch.tokens, np.where(where, batch.targets, -1))
-    loss = float(twin.evaluate_loss(part) / part.counted)
+    loss = float(backend.evaluate_loss(part) / part.counted)
     if not math.isfinite(loss):
         raise ValueError(f"learning_rate: the loss became {loss}; a lower rate may help")
     return loss

@@ -28,18 +28,18 @@ class Look:
 
     def __call__(self, step: int) -> None:
         if self._every and (step % self._every == 0 or step in (1, self._trainer.config.steps)):
-            twin, batch = self._trainer.twin, self._batch
-            gradients = twin.gradients(batch)
-            forward = {name: gradients[name] for name in twin.parameters() if name in gradients}
+            backend, batch = self._trainer.backend, self._batch
+            gradients = backend.gradients(batch)
+            forward = {name: gradients[name] for name in backend.parameters() if name in gradients}
             look = {"step": step, "gradient_norm": norms(forward)}
             if self._trainer.config.model.attention == "softmax":
-                look["entropy"] = entropies(twin, batch)
+                look["entropy"] = entropies(backend, batch)
             self._looks.append(look)
 
     def report(self, finished: bool) -> dict[str, Any]:
         """Parameters in arrays that the loss reaches, and the log; with looks, also these and a finished run's sample."""
         trainer = self._trainer
-        reached = trainer.twin.gradients(self._batch)
+        reached = trainer.backend.gradients(self._batch)
         log = [
             {key: record[key] for key in KEPT if record.get(key) is not None}
             for record in run_folder.read_log(trainer.folder)
@@ -53,7 +53,7 @@ class Look:
     def _sample(self) -> str | None:
         """What the model writes; None where its logits are not finite, as they may be with a fault in decoding alone."""
         try:
-            return self._trainer.task.sample(self._trainer.twin, self._trainer.streams["sample"])
+            return self._trainer.task.sample(self._trainer.backend, self._trainer.streams["sample"])
         except ValueError:
             return None
 
@@ -72,7 +72,7 @@ def layer_of(name: str) -> str:
     return ".".join(parts[: parts.index("blocks") + 2] if "blocks" in parts else parts[:-1])
 
 
-def entropies(twin: Any, batch: Batch) -> dict[str, list[float]]:
+def entropies(backend: Any, batch: Batch) -> dict[str, list[float]]:
     """Mean entropy of the attention weights of every head (nats), over the rows of a few sequences, by layer.
 
     Filler is left out: behind the last target that counts, and in the source."""
@@ -81,6 +81,6 @@ def entropies(twin: Any, batch: Batch) -> dict[str, list[float]]:
         tokens, source = batch.tokens[row], None
         if batch.source is not None and batch.source_padding is not None:
             tokens, source = tokens[batch.targets[row] != IGNORE], batch.source[row][batch.source_padding[row]]
-        for name, weights in twin.attention(tokens, source).items():
+        for name, weights in backend.attention(tokens, source).items():
             found.setdefault(name, []).append(entropy(weights.astype(np.float64)).mean(axis=-1))
     return {name: np.mean(heads, axis=0).tolist() for name, heads in found.items()}

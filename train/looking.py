@@ -13,7 +13,7 @@ from reference_numpy.attention import MultiHeadCache
 from reference_numpy.config import ModelConfig
 from reference_numpy.model import model_forward
 from train import run_folder
-from train.backend import Arrays, Twin
+from train.backend import Arrays, Backend
 from train.checkpoint import load_arrays
 from train.generate import answer
 from train.pairs import marks, source_tokens
@@ -77,12 +77,12 @@ def pair_reading(vocabulary: Symbols, source: np.ndarray, target: np.ndarray) ->
     return Reading(np.concatenate(([start], target)), source, np.concatenate((target, [end])))
 
 
-def look(twin: Twin, vocabulary: Symbols, reading: Reading) -> list[Stack]:
+def look(backend: Backend, vocabulary: Symbols, reading: Reading) -> list[Stack]:
     """The attention of every stack while the model reads.
 
     A decoder's rows are what it has just read; those of the cross-attention are what it writes next.
     Raises: ValueError for linear attention, which forms no weights."""
-    weights, own = twin.attention(reading.tokens, reading.source), vocabulary.labels(reading.tokens)
+    weights, own = backend.attention(reading.tokens, reading.source), vocabulary.labels(reading.tokens)
     sides = {"own": (own, own)}
     if reading.source is not None:
         assert reading.written is not None

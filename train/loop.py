@@ -17,7 +17,7 @@ import numpy as np
 
 from reference_numpy.parameters import Parameters, initialize, parameter_count
 from train import run_folder, schedule, streams
-from train.backend import PARAMETERS, Arrays, Twin, create_backend, out_of_memory, with_dtype
+from train.backend import PARAMETERS, Arrays, Backend, create_backend, out_of_memory, with_dtype
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.data import Batch
@@ -82,11 +82,11 @@ def snapshot_steps(count: int, steps: int) -> set[int]:
     return {0, *map(round, np.geomspace(max(1.0, steps / 100), steps, min(count, steps + 1))[:-1])} - {steps}
 
 
-def mean_loss(twin: Twin, batches: Iterable[Batch]) -> float:
+def mean_loss(backend: Backend, batches: Iterable[Batch]) -> float:
     """Mean loss over all targets that count, nats per token; sums in float64, so that batching does not matter."""
     total, count = 0.0, 0
     for batch in batches:
-        total += twin.evaluate_loss(batch)
+        total += backend.evaluate_loss(batch)
         count += batch.counted
     return total / count
 
@@ -108,7 +108,7 @@ class Trainer:
         dtype = np.float64 if config.dtype == "float64" else np.float32  # for bfloat16 these are the masters
         drawn = initialize(config.model, self.streams["initialization"], dtype) if start is None else start
         parameters = {name: array.astype(dtype, copy=False) for name, array in drawn.items()}
-        self.twin = create_backend(config.model, parameters, config, self.streams["dropout"], processes)
+        self.backend = create_backend(config.model, parameters, config, self.streams["dropout"], processes)
         self._estimate = task.estimate_batches(self.streams["evaluation"])
         self._snapshots = snapshot_steps(config.snapshots, config.steps)
         self._since_record = (0, 0.0)  # targets and seconds
@@ -179,7 +179,7 @@ class Trainer:
         """Writes both checkpoints; the state comes first, since resuming asks for little else.
 
         Raises: ValueError when a number in it is not finite: what is on the disk stays."""
-        arrays, extra = self.twin.export_state()
+        arrays, extra = self.backend.export_state()
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._diverged(f"a parameter or what the optimizer keeps became NaN or inf by step {self.step}")
         parameters = {n.removeprefix(PARAMETERS): array for n, array in arrays.items() if n.startswith(PARAMETERS)}
@@ -204,7 +204,7 @@ class Trainer:
         _check_same_experiment(self.config, self.folder, self.task)
         arrays, extra = run_folder.load_state(self.folder)
         try:
-            step, twin, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
+            step, backend, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
             self.training_seconds = float(extra["training_seconds"])
             self.evaluation_seconds = float(extra["evaluation_seconds"])
         except (KeyError, TypeError, ValueError) as error:
@@ -229,7 +229,7 @@ class Trainer:
                 )
             wanted = wanted[-self.config.average :]
         try:
-            self.twin.import_state(arrays, twin)
+            self.backend.import_state(arrays, backend)
         except KeyError as error:
             raise self._incomplete(error) from error
         streams.import_state(self.streams, stream_states)
@@ -252,7 +252,7 @@ class Trainer:
     def _take_snapshot(self) -> None:
         """Keeps the model where its turn has come. Half precision is enough for pictures, and half the size."""
         if self.step in self._snapshots:
-            half = {name: array.astype(np.float16) for name, array in self.twin.parameters().items()}
+            half = {name: array.astype(np.float16) for name, array in self.backend.parameters().items()}
             self._save_model(run_folder.SNAPSHOT.format(step=self.step), half)
 
     def _save_model(self, name: str, parameters: Arrays) -> None:
@@ -271,7 +271,7 @@ class Trainer:
             self.task.training_batch(self.step * config.accumulate + part, self.streams["data"])
             for part in range(config.accumulate)
         ]
-        result = self.twin.gradient_step(batches, rate)
+        result = self.backend.gradient_step(batches, rate)
         self.step += 1
         logged = _due(self.step, config.log_every) or self.step in (1, config.steps)
         # float() waits for the device, so it stands inside the measured time and only where the figures are wanted, or where
@@ -306,7 +306,7 @@ class Trainer:
         loss = self._measure(self._estimate)
         if self.config.keep_best and self.processes.agreed(loss < self._lowest):
             self._lowest = loss
-            self._save_model(run_folder.BEST.format(step=self.step), self.twin.parameters())
+            self._save_model(run_folder.BEST.format(step=self.step), self.backend.parameters())
         counted = {self._units: sum(batch.counted for batch in self._estimate)}
         self._log(validation_loss=loss, exact=False, **counted, evaluation_seconds=self.evaluation_seconds)
         if self.processes.writes and not self._unheard:
@@ -326,14 +326,14 @@ class Trainer:
         elif self.config.keep_best:
             self._take_the_mean(run_folder.best(self.folder)[-1:])
         # The mean's; else those of the last step again, in case that a crash came between state and model.
-        self._save_model(run_folder.MODEL, self.twin.parameters())
+        self._save_model(run_folder.MODEL, self.backend.parameters())
         batches = list(self.task.validation_batches())
         loss = self._measure(batches)
         if not math.isfinite(loss):
             raise self._diverged(f"the exact validation loss became {loss} at step {self.step}")
         start = time.perf_counter()
-        self.twin = self.twin.alone()
-        scores = self.task.scores(self.twin) if self.processes.writes else {}
+        self.backend = self.backend.alone()
+        scores = self.task.scores(self.backend) if self.processes.writes else {}
         self.evaluation_seconds += time.perf_counter() - start
         seconds = {"training_seconds": self.training_seconds, "evaluation_seconds": self.evaluation_seconds}
         figures = {self._units: sum(batch.counted for batch in batches), f"bits_per_{self._units[:-1]}": loss / math.log(2)}
@@ -348,9 +348,9 @@ class Trainer:
     def _take_the_mean(self, models: Sequence[tuple[int, Path]]) -> None:
         """Goes over to the mean of the models in these files; the state on disk stays that of training."""
         paths = [path for _, path in models]
-        arrays, extra = self.twin.export_state()
+        arrays, extra = self.backend.export_state()
         mean = {PARAMETERS + name: array for name, array in mean_parameters(paths).items()}
-        self.twin.import_state(arrays | mean, extra)
+        self.backend.import_state(arrays | mean, extra)
 
     @property
     def _units(self) -> str:
@@ -358,7 +358,7 @@ class Trainer:
 
     def _measure(self, batches: Iterable[Batch]) -> float:
         start = time.perf_counter()
-        loss = mean_loss(self.twin, batches)
+        loss = mean_loss(self.backend, batches)
         self.evaluation_seconds += time.perf_counter() - start
         return loss
 

@@ -13,7 +13,7 @@ import numpy as np
 from reference_numpy.decode import beam_search, greedy_search
 from reference_numpy.loss import IGNORE
 from reference_numpy.mask import padding_mask
-from train.backend import Twin
+from train.backend import Backend
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.vocabulary import Symbols
@@ -69,7 +69,7 @@ def sampled_pairs(pairs: Sequence[Pair], targets: int, generator: np.random.Gene
 
 
 def answer_all(
-    twin: Twin, vocabulary: Symbols, sources: Sequence[str], search: Search, context: int, size: int = 64
+    backend: Backend, vocabulary: Symbols, sources: Sequence[str], search: Search, context: int, size: int = 64
 ) -> list[str]:
     """What the model answers to each source, decoded from its own output, `size` sources at a time.
 
@@ -81,7 +81,7 @@ def answer_all(
     start, end = marks(vocabulary)
     for first in range(0, len(order), size):
         rows = order[first : first + size]
-        decoder = twin.decoder(*padded([encoded[row] for row in rows]))
+        decoder = backend.decoder(*padded([encoded[row] for row in rows]))
         if search.beams == 1:
             found = greedy_search(decoder, len(rows), start, end, context)
         else:
@@ -107,10 +107,10 @@ class PairTask:
         pairs = sampled_pairs(self._validation, self._config.evaluation_characters, generator)
         return list(pair_batches(pairs, self._config.evaluation_batch, *self._marks))
 
-    def _answers(self, twin: Twin, sources: Sequence[str]) -> list[str]:
+    def _answers(self, backend: Backend, sources: Sequence[str]) -> list[str]:
         config = self._config
         search = Search(config.beams, config.length_penalty)
-        return answer_all(twin, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)
+        return answer_all(backend, self.vocabulary, sources, search, config.model.context, config.evaluation_batch)
 
 
 def source_tokens(vocabulary: Symbols, source: str, context: int) -> np.ndarray:

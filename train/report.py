@@ -40,7 +40,7 @@ def train_and_report(config: TrainConfig) -> Outcome:
 
 def _write_sample(trainer: Trainer) -> str:
     """The stream of a sample is in the checkpoint, so a resumed run writes the same one."""
-    sample = trainer.task.sample(trainer.twin, trainer.streams["sample"])
+    sample = trainer.task.sample(trainer.backend, trainer.streams["sample"])
     write_atomically(trainer.folder / run_folder.SAMPLE, sample.encode())
     return sample
 
@@ -59,9 +59,9 @@ def _draw_attention(trainer: Trainer) -> None:
     config, vocabulary, (source, text) = trainer.config, trainer.task.vocabulary, trainer.task.example()
     tokens = vocabulary.encode(text)
     reading = Reading(tokens) if source is None else pair_reading(vocabulary, vocabulary.encode(source), tokens)
-    draw(look(trainer.twin, vocabulary, reading), trainer.folder / run_folder.ATTENTION)
+    draw(look(trainer.backend, vocabulary, reading), trainer.folder / run_folder.ATTENTION)
     if config.snapshots:
-        trained = Trained(trainer.twin, vocabulary, config.model, config)
+        trained = Trained(trainer.backend, vocabulary, config.model, config)
         page = page_of_run(trainer.folder, trained, reading, config.backend, config.device)
         write_atomically(trainer.folder / run_folder.PAGE, page.encode())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reference_numpy.config import Kind
+from reference_numpy.config import Kind, ModelConfig
 from reference_numpy.parameters import Parameters
 from train import run_folder
 from train.checkpoint import load_model, model_header
@@ -53,9 +53,14 @@ def parameters_to_begin_with(config: TrainConfig, task: Task) -> Parameters | No
         free["context"] = ours.context
     if "context" in free and "position_embedding.weight" in parameters:
         parameters["position_embedding.weight"] = parameters["position_embedding.weight"][: ours.context]
-    theirs = replace(theirs, **free)
-    for name, value in vars(theirs).items():
-        if getattr(ours, name) != value:
+    wanted = vars(_filled_in(ours))
+    for name, value in vars(_filled_in(replace(theirs, **free))).items():
+        if wanted[name] != value:
             most = "at most " if name == "context" else ""
-            raise ValueError(f"{name}: expected {most}{value}, as in the run to begin with, got {getattr(ours, name)}")
+            raise ValueError(f"{name}: expected {most}{value}, as in the run to begin with, got {wanted[name]}")
     return parameters
+
+
+def _filled_in(model: ModelConfig) -> ModelConfig:
+    """The same model with numbers in the place of None where None stands for a number."""
+    return replace(model, key_value_heads=model.key_heads, feed_forward=model.inner_width)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reference_numpy.config import Kind
-from train.backend import Twin
+from train.backend import Backend
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.vocabulary import Symbols
@@ -54,10 +54,10 @@ class Task(Protocol):
     def estimate_batches(self, generator: np.random.Generator) -> list[Batch]:
         """A part of the validation set for the curve, drawn once."""
 
-    def scores(self, twin: Twin) -> dict[str, Any]:
+    def scores(self, backend: Backend) -> dict[str, Any]:
         """Figures of the finished model besides the loss; {} where there are none."""
 
-    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+    def sample(self, backend: Backend, generator: np.random.Generator) -> str:
         """A text that shows what was learnt."""
 
     def example(self) -> tuple[str | None, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from reference_numpy.config import Kind
 from reference_numpy.loss import IGNORE
-from train.backend import Sampling, Twin
+from train.backend import Backend, Sampling
 from train.configuration import TrainConfig
 from train.corpus import Corpus, load_corpus
 from train.data import Batch, Split, covering_batches, frequency_losses, random_batch, sampled_batches, split_tokens
@@ -62,13 +62,13 @@ class LanguageModel:
         sequences, characters = config.evaluation_batch, config.evaluation_characters
         return sampled_batches(self.split.validation, config.model.context, sequences, characters, generator)
 
-    def scores(self, twin: Twin) -> dict[str, Any]:
+    def scores(self, backend: Backend) -> dict[str, Any]:
         return {}
 
-    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+    def sample(self, backend: Backend, generator: np.random.Generator) -> str:
         """A sample from a fresh line on."""
         prompt, length = fresh_line(self.vocabulary), self._config.sample_length
-        return write(twin, self.vocabulary, prompt, length, generator, SAMPLING)[0]
+        return write(backend, self.vocabulary, prompt, length, generator, SAMPLING)[0]
 
     def example(self) -> tuple[str | None, str]:
         """A line of the validation split, which no step has seen."""
@@ -139,21 +139,21 @@ class MaskedLanguageModel:
         """The first batches with enough characters, hidden or not; one at least is."""
         return list(_first(self.validation_batches(), self._config.evaluation_characters))
 
-    def scores(self, twin: Twin) -> dict[str, Any]:
+    def scores(self, backend: Backend) -> dict[str, Any]:
         """How often the likeliest character is the right one, over all chosen positions of the validation text."""
         right = counted = 0
         for batch in self.validation_batches():
-            right += int((twin.predict(batch) == batch.targets).sum())
+            right += int((backend.predict(batch) == batch.targets).sum())
             counted += batch.counted
         return {"accuracy": right / counted, "characters": counted}
 
-    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+    def sample(self, backend: Backend, generator: np.random.Generator) -> str:
         """Windows of the validation text as they were, as the model saw them, and with what it put in."""
         batch = next(iter(self.validation_batches()))
         batch = Batch(batch.tokens[:SAMPLE_WINDOWS], batch.targets[:SAMPLE_WINDOWS])
         asked = batch.targets >= 0
         original = np.where(asked, batch.targets, batch.tokens)
-        filled = np.where(asked, twin.predict(batch), batch.tokens)
+        filled = np.where(asked, backend.predict(batch), batch.tokens)
         lines = []
         for row in zip(original, batch.tokens, filled, strict=True):
             texts = ("".join(self.vocabulary.labels(tokens)) for tokens in row)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from reference_numpy.config import Kind
-from train.backend import Twin
+from train.backend import Backend
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.extras import extra
@@ -70,21 +70,21 @@ class Multi30k(PairTask):
         first, last = self._limits[self._order[position]]
         return pair_batch([self._training[index] for index in self._by_length[first:last]], *self._marks)
 
-    def scores(self, twin: Twin) -> dict[str, Any]:
+    def scores(self, backend: Backend) -> dict[str, Any]:
         """BLEU (percent) of detokenised translations against the raw references, with sacrebleu's own tokenizer."""
         bleu = extra("sacrebleu").metrics.BLEU()
         found: dict[str, Any] = {}
         for name in ("test", "validation"):
             sources, references = zip(*self._texts[name], strict=True)
-            score = bleu.corpus_score(self._answers(twin, sources), [references])
+            score = bleu.corpus_score(self._answers(backend, sources), [references])
             found[f"bleu_{SPLITS[name]}"] = score.score
             found[f"length_ratio_{SPLITS[name]}"] = score.ratio
         search = {"beams": self._config.beams, "length_penalty": self._config.length_penalty}
         return found | {"signature": str(bleu.get_signature())} | search
 
-    def sample(self, twin: Twin, generator: np.random.Generator) -> str:
+    def sample(self, backend: Backend, generator: np.random.Generator) -> str:
         sources, references = zip(*self._texts["test"][:SHOWN], strict=True)
-        translations = self._answers(twin, sources)
+        translations = self._answers(backend, sources)
         return "\n".join(
             f"{source}\n  -> {translation}\n  (reference: {reference})"
             for source, translation, reference in zip(sources, translations, references, strict=True)

@@ -18,13 +18,13 @@ from torch_impl.linear import linear
 from torch_impl.model import Transformer
 from train import complexity
 from train.allocator import keep_freed_memory
-from train.backend import multiplies_bfloat16
 from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
 from train.checkpoint import output_folder, write_json
 from train.configuration import BenchConfig, ComplexityConfig
 from train.data import random_batch
+from train.torch_backend import multiplies_bfloat16
 
 WRITTEN = 500  # characters, as nanoGPT's sample.py writes
 TOGETHER = 16  # sequences that are written at once, for the batched figures

@@ -25,11 +25,12 @@ from torch.nn import functional as F
 
 from reference_numpy.parameters import initialize
 from torch_impl.model import Transformer
-from train.backend import create_backend, multiplies_bfloat16
+from train.backend import create_backend
 from train.configuration import ModelOptions, TrainConfig
 from train.data import Batch
 from train.flops import training_flops_per_token
 from train.objective import objective
+from train.torch_backend import multiplies_bfloat16
 
 LEARNING_RATE = 1e-3
 

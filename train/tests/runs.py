@@ -99,9 +99,9 @@ def nudge_parameters(generator: np.random.Generator) -> Callable[[Trainer], None
     """A step hook that moves every parameter to a neighbouring number after every update."""
 
     def nudge(trainer: Trainer) -> None:
-        arrays, extra = trainer.twin.export_state()
+        arrays, extra = trainer.backend.export_state()
         own = {name: array for name, array in arrays.items() if name.startswith("parameters/")}
-        trainer.twin.import_state(arrays | nudged(own, generator), extra)
+        trainer.backend.import_state(arrays | nudged(own, generator), extra)
 
     return nudge
 

@@ -342,7 +342,7 @@ def test_the_format_that_a_model_writes_in(trained, capsys, monkeypatch, there):
         return PackedLinear(layers, bfloat16, compiled)
 
     monkeypatch.setattr("torch_impl.decode.PackedLinear", packed)
-    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: there)
+    monkeypatch.setattr("train.torch_backend.multiplies_bfloat16", lambda device: there)
     for arguments, bfloat16 in (((), False), (("--dtype", "bfloat16"), True), (("--dtype", "auto"), there)):
         text = generated(capsys, trained, "--prompt", "the king", *arguments)
         assert text.startswith("the king")

@@ -53,7 +53,7 @@ def test_ctrl_c_in_the_last_step_lets_the_run_end(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_last_evaluation_says_how_to_go_on(tmp_path, capsys, monkeypatch, number):
-    monkeypatch.setattr("train.loop.mean_loss", lambda twin, batches: signal.raise_signal(number))
+    monkeypatch.setattr("train.loop.mean_loss", lambda backend, batches: signal.raise_signal(number))
     text = options(tmp_path / "run").corpus
     arguments = ["--corpus", text, "--output", str(tmp_path / "run"), "--steps", "2", "--evaluate-every", "0"]
     monkeypatch.setattr("train.loop.Trainer._evaluate", lambda trainer, bar: None)
@@ -126,7 +126,7 @@ def test_an_overwritten_run_leaves_nothing_to_average(tmp_path):
 def test_scores_are_of_the_mean_that_is_saved(tmp_path, monkeypatch):
     monkeypatch.setattr("train.generated.HELD_OUT", 10)
     scored = []
-    monkeypatch.setattr(GeneratedPairs, "scores", lambda self, twin: scored.append(twin.parameters()) or {"x": 1})
+    monkeypatch.setattr(GeneratedPairs, "scores", lambda self, backend: scored.append(backend.parameters()) or {"x": 1})
     folder = run(options(tmp_path / "run", task="copy", context=17, steps=6, checkpoint_every=2, average=3))
     saved, _, _ = load_model(folder / "model.safetensors")
     assert all((scored[-1][name] == array).all() for name, array in saved.items())
@@ -175,11 +175,11 @@ def test_what_a_state_is_made_from_stays_as_it_is(tmp_path):
     """A run goes on from arrays that it was given, and leaves them as they were."""
     trainer = prepare(options(tmp_path / "run", dropout=0.0, optimizer="muon", learning_rate=5e-3))
     batch = [trainer.task.training_batch(0, stream(0, "t"))]
-    trainer.twin.gradient_step(batch, 1e-2)
-    arrays, extra = trainer.twin.export_state()
+    trainer.backend.gradient_step(batch, 1e-2)
+    arrays, extra = trainer.backend.export_state()
     before = {name: array.copy() for name, array in arrays.items()}
-    trainer.twin.import_state(arrays, extra)
-    trainer.twin.gradient_step(batch, 1e-2)
+    trainer.backend.import_state(arrays, extra)
+    trainer.backend.gradient_step(batch, 1e-2)
     assert all((arrays[name] == array).all() for name, array in before.items())
 
 

@@ -222,10 +222,10 @@ def test_both_twins_give_the_same_gradients(tmp_path):
     """`Twin.gradients` is the gradient of the loss that they report; the proof compares the functions themselves."""
     trainer = prepare(options(tmp_path / "run", dropout=0.0))
     batch = trainer.task.training_batch(0, stream(0, "test"))
-    parameters, model = trainer.twin.parameters(), trainer.config.model
+    parameters, model = trainer.backend.parameters(), trainer.config.model
     numpy_options = options(tmp_path / "other", backend="numpy")
     other = create_backend(model, parameters, numpy_options, stream(0, "dropout"))
-    ours, theirs = trainer.twin.gradients(batch), other.gradients(batch)
+    ours, theirs = trainer.backend.gradients(batch), other.gradients(batch)
     assert ours.keys() == theirs.keys()
     both = [np.concatenate([gradients[name].ravel() for name in ours]) for gradients in (ours, theirs)]
     apart = np.linalg.norm(both[0] - both[1])

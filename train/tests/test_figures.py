@@ -60,8 +60,10 @@ def test_an_estimate_is_of_the_validation_set(tmp_path, kind):
 
 def test_the_estimate_is_drawn_once_and_says_of_how_many_characters_it_is(tmp_path, monkeypatch):
     trainer, calls = prepare(options(tmp_path / "run", steps=4, evaluate_every=1)), []
-    evaluate = trainer.twin.evaluate_loss
-    monkeypatch.setattr(trainer.twin, "evaluate_loss", lambda batch: calls.append(batch.tokens.tobytes()) or evaluate(batch))
+    evaluate = trainer.backend.evaluate_loss
+    monkeypatch.setattr(
+        trainer.backend, "evaluate_loss", lambda batch: calls.append(batch.tokens.tobytes()) or evaluate(batch)
+    )
     trainer.run()
     n = len(trainer._estimate)
     assert calls[:n] == calls[n : 2 * n] == calls[2 * n : 3 * n]
@@ -96,7 +98,7 @@ def test_the_example_is_of_the_validation_split(tmp_path):
 
 def test_mistakes_and_sample_of_pairs_say_which_is_which(tmp_path, few_held_out, monkeypatch):
     task = GeneratedPairs(options(tmp_path / "run", task="reverse", context=17), "reverse")
-    monkeypatch.setattr(task, "_answers", lambda twin, sources: ["x", *(source[::-1] for source in sources[1:])])
+    monkeypatch.setattr(task, "_answers", lambda backend, sources: ["x", *(source[::-1] for source in sources[1:])])
     source, target = task._test[0]
     scores = task.scores(None)
     assert scores["wrong"] == [{"source": source, "expected": target, "got": "x"}]
@@ -163,7 +165,7 @@ def test_queries_and_keys_of_the_page_are_those_of_their_stack(tmp_path, few_hel
     trained = load_trained(str(folder), "torch", "cpu")
     reading = read(trained, "efac", "cafebad")
     data = data_of(attention.page_of_run(folder, trained, reading))
-    caches = attention_caches(trained.twin.parameters(), trained.model, reading)
+    caches = attention_caches(trained.backend.parameters(), trained.model, reading)
     assert [stack["name"] for stack in data["stacks"]] == list(caches) == ["encoder", "decoder", "cross"]
 
 
@@ -183,7 +185,7 @@ def test_an_answer_that_fills_the_context_can_be_looked_at(tmp_path, few_held_ou
     folder = run(options(tmp_path / "run", task="copy", context=17, steps=1, position="learned"))
     trained = load_trained(str(folder), "torch", "cpu")
     monkeypatch.setattr(looking, "answer", lambda trained, source: "a" * 17)
-    assert len(looking.look(trained.twin, trained.vocabulary, read(trained, None, "abc"))) == 3
+    assert len(looking.look(trained.backend, trained.vocabulary, read(trained, None, "abc"))) == 3
 
 
 def test_lines_of_positions_are_of_what_they_say(tmp_path, monkeypatch):
@@ -192,7 +194,7 @@ def test_lines_of_positions_are_of_what_they_say(tmp_path, monkeypatch):
     folder = run(options(tmp_path / "run", steps=2))
     monkeypatch.chdir(tmp_path)
     positions.positions(PositionsConfig(run=str(folder), length=20, width=16, heads=2))
-    learned = load_trained(str(folder), "numpy", "cpu").twin.parameters()["position_embedding.weight"]
+    learned = load_trained(str(folder), "numpy", "cpu").backend.parameters()["position_embedding.weight"]
     assert (drawn["learned"] == by_distance(learned)).all()
     theta = 10000.0 ** (-np.arange(0, 8, 2) / 8)
     expected = np.cos(np.arange(20)[:, None] * theta).mean(axis=1)
@@ -228,8 +230,8 @@ def test_check_says_norms_and_the_worst_of_each_witness(tmp_path):
 def test_pairs_are_decoded_in_the_format_that_is_asked_for(tmp_path, few_held_out):
     folder = run(options(tmp_path / "run", task="copy", context=17, steps=1))
     for dtype in ("float32", "bfloat16"):
-        twin = load_trained(str(folder), "torch", "cpu", dtype).twin
-        decoder = twin.decoder(np.array([[3, 4]]), np.ones((1, 2), bool))
+        backend = load_trained(str(folder), "torch", "cpu", dtype).backend
+        decoder = backend.decoder(np.array([[3, 4]]), np.ones((1, 2), bool))
         assert decoder._model.encoder.blocks[0].feed_forward.up.in_bfloat16 == (dtype == "bfloat16")
 
 

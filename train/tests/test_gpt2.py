@@ -91,7 +91,7 @@ def test_the_logits_are_those_of_gpt2(folder, tmp_path, capsys, prefix):
     trained = load_trained(str(run), "numpy", "cpu")
     tokens = trained.vocabulary.encode(" the king and  queen ")
     assert trained.vocabulary.decode(tokens) == " the king and  queen "  # no space is lost, unlike in translation
-    parameters = {name: array.astype(np.float64) for name, array in trained.twin.parameters().items()}
+    parameters = {name: array.astype(np.float64) for name, array in trained.backend.parameters().items()}
     ours, _ = model_forward(parameters, trained.model, tokens[None])
     np.testing.assert_allclose(ours[0], logits(weights, torch.from_numpy(tokens)), rtol=1e-11, atol=1e-11)
 

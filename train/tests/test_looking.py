@@ -12,7 +12,7 @@ from train.looking import distance, entropy, losses_near, moments, rollout
 from train.loop import snapshot_steps
 from train.report import train_and_report
 from train.tests.runs import options, resumed, run
-from train.trained import load_twin
+from train.trained import load_backend
 
 
 def test_entropy_is_0_for_one_token_and_the_logarithm_for_all():
@@ -48,7 +48,7 @@ def test_moments_of_a_run_end_with_the_finished_model(tmp_path):
     assert [step for step, _ in found] == [0, 1, 3, 5, 10]
     assert found[-1][1] == folder / run_folder.MODEL
     for _, path in found:
-        assert all(array.dtype != np.float16 for array in load_twin(path, "numpy", "cpu").parameters().values())
+        assert all(array.dtype != np.float16 for array in load_backend(path, "numpy", "cpu").parameters().values())
 
 
 def test_an_unfinished_run_answers_with_the_last_model_that_it_has_kept(tmp_path, capsys):
@@ -85,7 +85,7 @@ def test_snapshots_are_closer_together_at_the_beginning():
 def test_snapshots_are_the_models_of_their_steps_in_half_precision(tmp_path):
     config = options(tmp_path / "run", snapshots=4, steps=10)
     seen = {}
-    folder = run(config, lambda trainer: seen.update({trainer.step: trainer.twin.parameters()}))
+    folder = run(config, lambda trainer: seen.update({trainer.step: trainer.backend.parameters()}))
     taken = dict(run_folder.snapshots(folder))
     assert set(taken) == snapshot_steps(4, 10) == {0, 1, 2, 5}
     assert set(taken.values()) <= set(run_folder.own_files(folder))

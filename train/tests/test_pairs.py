@@ -156,9 +156,9 @@ class Reciter:
 @pytest.mark.parametrize("beams", [1, 2])
 def test_answers_come_back_in_the_order_of_the_sources(beams):
     sources = ["abc", "a", "cb", "bb", "c", "abcabc"]
-    twin = Reciter()
-    assert answer_all(twin, VOCABULARY, sources, Search(beams, 0.6), context=9, size=4) == sources
-    assert [shape[0] for shape, _ in twin.asked] == [4, 2]
+    backend = Reciter()
+    assert answer_all(backend, VOCABULARY, sources, Search(beams, 0.6), context=9, size=4) == sources
+    assert [shape[0] for shape, _ in backend.asked] == [4, 2]
     assert answer_all(Reciter(), VOCABULARY, ["abcabc"], Search(beams, 0.6), context=6) == ["abcabc"]
     assert answer_all(Reciter(), VOCABULARY, ["a" + START + "c"], Search(beams, 0.6), context=6) == [
         "ac"

@@ -113,7 +113,7 @@ def test_what_fails_before_it_has_saved_changes_nothing(tmp_path, changes, kind,
 def test_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys, text):
     """torch on a CPU has no kind of error for it; on a GPU it has one."""
     error = RuntimeError(text) if text else type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried 1 GiB")
-    monkeypatch.setattr("train.backend.TorchBackend.gradient_step", lambda *_: (_ for _ in ()).throw(error))
+    monkeypatch.setattr("train.torch_backend.TorchBackend.gradient_step", lambda *_: (_ for _ in ()).throw(error))
     assert main([*TINY, "--corpus", str(write_text(tmp_path / "t.txt")), "--output", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert message.startswith("twinformer: error: batch: not enough memory for a step (")
@@ -121,7 +121,9 @@ def test_too_little_memory_is_one_line(tmp_path, monkeypatch, capsys, text):
 
 
 def test_another_runtime_error_is_a_defect(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.backend.TorchBackend.gradient_step", lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    monkeypatch.setattr(
+        "train.torch_backend.TorchBackend.gradient_step", lambda *_: (_ for _ in ()).throw(RuntimeError("no"))
+    )
     with pytest.raises(RuntimeError, match=r"^no$"):
         run(options(tmp_path / "run"))
 

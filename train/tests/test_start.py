@@ -33,7 +33,7 @@ def test_it_begins_where_the_other_ended(tmp_path, first, backend):
     """Parameters and vocabulary; the optimizer, the schedule and the random streams are new."""
     config = options(tmp_path / "second", init_from=str(first), backend=backend, dropout=0.1, seed=3)
     trainer = prepare(config)
-    begun = trainer.twin.parameters()
+    begun = trainer.backend.parameters()
     for name, value in load_model(first / MODEL)[0].items():
         assert np.array_equal(begun[name], value), name
     trainer.run()
@@ -53,12 +53,21 @@ def test_the_command_takes_the_shape_of_the_model(tmp_path, first):
     assert new.preset == "tiny"
 
 
+def test_none_is_the_number_that_it_stands_for(tmp_path, first):
+    model = read_run_config(first).model
+    written_out = {"key_value_heads": model.heads, "feed_forward": 4 * model.width}
+    assert vars(model).items() >= dict.fromkeys(written_out).items()
+    prepare(options(tmp_path / "second", init_from=str(first), **written_out))
+    with pytest.raises(ValueError, match=f"key_value_heads: expected {model.heads}, as in the run to begin with, got 1"):
+        prepare(options(tmp_path / "third", init_from=str(first), key_value_heads=1))
+
+
 @pytest.mark.parametrize("position", ["learned", "rotary"])
 def test_a_shorter_context(tmp_path, position):
     first = run(options(tmp_path / "first", position=position))
     context = read_run_config(first).model.context
     trainer = prepare(options(tmp_path / "second", position=position, init_from=str(first), context=context // 2))
-    begun, own = trainer.twin.parameters(), load_model(first / MODEL)[0]
+    begun, own = trainer.backend.parameters(), load_model(first / MODEL)[0]
     assert begun.keys() == own.keys()
     for name, value in begun.items():
         assert np.array_equal(value, own[name][: context // 2] if name == "position_embedding.weight" else own[name])

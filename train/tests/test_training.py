@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 from torch_impl.block import Block
 from torch_impl.optimizer import newton_schulz
 from train import run_folder, schedule
-from train.backend import _take_graphs
 from train.checkpoint import load_model
 from train.configuration import Optimizer, Schedule, read_run_config
 from train.data import Batch, covering_batches, random_batch
@@ -35,6 +34,7 @@ from train.tests.runs import (
     snapshot,
     state,
 )
+from train.torch_backend import _take_graphs
 from train.trained import load_trained
 
 BACKENDS = ["torch", "numpy"]
@@ -228,23 +228,23 @@ def test_accumulation_equals_the_large_batch(tmp_path, backend):
     targets[0, :9] = -1  # the first micro-batch has fewer targets: a mean of means would be wrong
     parts = [Batch(batch.tokens[rows], targets[rows]) for rows in (slice(0, 1), slice(1, 3), slice(3, 6))]
 
-    whole = trainers[0].twin.gradient_step([Batch(batch.tokens, targets)], 1e-2)
-    accumulated = trainers[1].twin.gradient_step(parts, 1e-2)
+    whole = trainers[0].backend.gradient_step([Batch(batch.tokens, targets)], 1e-2)
+    accumulated = trainers[1].backend.gradient_step(parts, 1e-2)
     nudge_parameters(np.random.default_rng(0))(trainers[2])
-    disturbed = trainers[2].twin.gradient_step([Batch(batch.tokens, targets)], 1e-2)
+    disturbed = trainers[2].backend.gradient_step([Batch(batch.tokens, targets)], 1e-2)
 
     unit = np.finfo(np.float64).eps
     for got, wanted, other in zip(accumulated, whole, disturbed, strict=True):
         bound = DEPTH * (abs(float(other) - float(wanted)) + unit * abs(float(wanted)))
         assert abs(float(got) - float(wanted)) <= bound
     # Adam's first moment after one step is (1 - beta1) times the gradient, so it shows every single gradient.
-    moments = [{n: a for n, a in t.twin.export_state()[0].items() if n.startswith("first/")} for t in trainers]
+    moments = [{n: a for n, a in t.backend.export_state()[0].items() if n.startswith("first/")} for t in trainers]
     for name, wanted in moments[0].items():
         scale = np.abs(moments[2][name] - wanted).max() + unit * np.abs(wanted).max()
         assert (np.abs(moments[1][name] - wanted) <= DEPTH * scale).all(), name
     mean_of_means = np.mean(
         [
-            float(prepare(replace(config, output=str(tmp_path / f"m{i}"))).twin.gradient_step([p], 1e-2).loss)
+            float(prepare(replace(config, output=str(tmp_path / f"m{i}"))).backend.gradient_step([p], 1e-2).loss)
             for i, p in enumerate(parts)
         ]
     )
@@ -256,23 +256,23 @@ def test_evaluation_is_exact_and_independent_of_its_batch(tmp_path, backend):
     trainer = prepare(options(tmp_path / "run", backend=backend))
     tokens = trainer.task.split.validation
 
-    def loss(sequences, twin=trainer.twin):
-        return mean_loss(twin, covering_batches(tokens, 13, sequences))
+    def loss(sequences, backend=trainer.backend):
+        return mean_loss(backend, covering_batches(tokens, 13, sequences))
 
     reference = loss(1)
     disturbed = prepare(options(tmp_path / "other", backend=backend))
-    arrays, extra = disturbed.twin.export_state()
-    disturbed.twin.import_state(nudged(arrays, np.random.default_rng(0)), extra)
+    arrays, extra = disturbed.backend.export_state()
+    disturbed.backend.import_state(nudged(arrays, np.random.default_rng(0)), extra)
     # The sum of n terms adds n roundings at most, each of at most half the spacing of the result.
-    bound = DEPTH * abs(loss(1, disturbed.twin) - reference) + len(tokens) * np.finfo(np.float64).eps / 2 * reference
+    bound = DEPTH * abs(loss(1, disturbed.backend) - reference) + len(tokens) * np.finfo(np.float64).eps / 2 * reference
     assert all(abs(loss(sequences) - reference) <= bound for sequences in (2, 3, 7, 64))
     by_hand = [
-        trainer.twin.evaluate_loss(Batch(tokens[None, start:stop], tokens[None, start + 1 : stop + 1]))
+        trainer.backend.evaluate_loss(Batch(tokens[None, start:stop], tokens[None, start + 1 : stop + 1]))
         for start in range(0, len(tokens) - 1, 13)
         for stop in [min(start + 13, len(tokens) - 1)]
     ]
     assert abs(sum(by_hand) / (len(tokens) - 1) - reference) <= bound
-    assert abs(mean_loss(trainer.twin, covering_batches(tokens[:-1], 13, 7)) - reference) > bound  # the canary
+    assert abs(mean_loss(trainer.backend, covering_batches(tokens[:-1], 13, 7)) - reference) > bound  # the canary
 
 
 def test_evaluation_of_the_twins_agrees_and_has_no_dropout_or_smoothing(tmp_path):
@@ -281,7 +281,7 @@ def test_evaluation_of_the_twins_agrees_and_has_no_dropout_or_smoothing(tmp_path
         for dropout, smoothing in ((0.0, 0.0), (0.5, 0.3)):
             folder = tmp_path / f"{backend}-{dropout}"
             trainer = prepare(options(folder, backend=backend, dropout=dropout, label_smoothing=smoothing))
-            values[backend, dropout] = mean_loss(trainer.twin, covering_batches(trainer.task.split.validation, 13, 8))
+            values[backend, dropout] = mean_loss(trainer.backend, covering_batches(trainer.task.split.validation, 13, 8))
     assert values["torch", 0.0] == values["torch", 0.5]
     assert values["numpy", 0.0] == values["numpy", 0.5]
     unit = np.finfo(np.float64).eps
@@ -362,7 +362,7 @@ def test_what_only_torch_can_do_the_spec_refuses(tmp_path, name):
 def test_cuda_graphs_are_for_one_model_on_a_gpu(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="cuda_graphs: expected none on a device other than cuda, got them on cpu"):
         prepare(options(tmp_path / "run", cuda_graphs=True, compile=True, accumulate=1))
-    monkeypatch.setattr("train.backend._graphs_taken", False)
+    monkeypatch.setattr("train.torch_backend._graphs_taken", False)
     with pytest.raises(ValueError, match="cuda_graphs: expected one process, got 2"):
         _take_graphs(torch.device("cuda"), 2)
     _take_graphs(torch.device("cuda"), 1)
@@ -381,14 +381,14 @@ def test_compiled_blocks_are_recomputed_without_dropout_alone(tmp_path, monkeypa
 
 
 def test_a_residual_stream_stays_as_it_is_where_auto_is_not_bfloat16(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: False)
+    monkeypatch.setattr("train.torch_backend.multiplies_bfloat16", lambda device: False)
     folder = run(options(tmp_path / "run", dtype="auto", bfloat16_residual=True, steps=2))
     assert read_run_config(folder).bfloat16_residual is False
 
 
 @pytest.mark.parametrize(("backend", "there"), [("torch", True), ("torch", False), ("numpy", True)])
 def test_auto_is_bfloat16_where_the_device_has_instructions_for_it(tmp_path, monkeypatch, backend, there):
-    monkeypatch.setattr("train.backend.multiplies_bfloat16", lambda device: there)
+    monkeypatch.setattr("train.torch_backend.multiplies_bfloat16", lambda device: there)
     config = options(tmp_path / "auto", steps=3, dtype="auto", backend=backend, optimizer="muon", learning_rate=5e-3)
     folder = run(config)
     found = read_run_config(folder).dtype
@@ -424,7 +424,7 @@ def test_the_norm_that_is_logged_is_from_before_clipping(tmp_path, backend):
 def test_a_loss_is_summed_in_float64(tmp_path, backend):
     """With parameters in float32 too: a sum of float32 numbers would itself be one."""
     trainer = prepare(options(tmp_path / "run", backend=backend, dtype="float32"))
-    losses = [trainer.twin.evaluate_loss(batch) for batch in trainer.task.validation_batches()]
+    losses = [trainer.backend.evaluate_loss(batch) for batch in trainer.task.validation_batches()]
     assert any(np.float64(loss) != np.float32(loss) for loss in losses)
 
 
@@ -442,10 +442,10 @@ def test_the_exact_loss_is_that_of_the_model_that_is_saved(tmp_path, average):
     folder = run(options(tmp_path / "run", steps=9, checkpoint_every=3, average=average))
     trained = load_trained(str(folder), "torch", "cpu")
     trainer = prepare(options(tmp_path / "other"))
-    parameters, extra = trainer.twin.export_state()
-    saved = {f"parameters/{name}": array for name, array in trained.twin.parameters().items()}
-    trainer.twin.import_state(parameters | saved, extra)
-    assert mean_loss(trainer.twin, trainer.task.validation_batches()) == pytest.approx(exact_loss(folder), rel=1e-6)
+    parameters, extra = trainer.backend.export_state()
+    saved = {f"parameters/{name}": array for name, array in trained.backend.parameters().items()}
+    trainer.backend.import_state(parameters | saved, extra)
+    assert mean_loss(trainer.backend, trainer.task.validation_batches()) == pytest.approx(exact_loss(folder), rel=1e-6)
 
 
 def test_seconds_go_on_where_they_were(tmp_path):
@@ -502,7 +502,7 @@ def test_every_schedule_is_followed_by_every_optimizer(tmp_path, name, optimizer
     used: list[tuple[float, ...]] = []
 
     def look(trainer):
-        optimizers = [o for o in (trainer.twin._muon, trainer.twin._adamw) if o is not None]
+        optimizers = [o for o in (trainer.backend._muon, trainer.backend._adamw) if o is not None]
         used.append(tuple(group["lr"] for o in optimizers for group in o.param_groups[:1]))
 
     logged = [record["learning_rate"] for record in records(run(config, look)) if "learning_rate" in record]

@@ -198,7 +198,7 @@ def test_a_run_translates(corpus, tmp_path, capsys):
 def test_bleu_is_sacrebleus(corpus, tmp_path, monkeypatch):
     task = Multi30k(options(corpus, tmp_path / "run"))
     sources, references = zip(*read_pairs(corpus, "test_2016_flickr"), strict=True)
-    monkeypatch.setattr(task, "_answers", lambda twin, asked: list(references if asked == sources else asked))
+    monkeypatch.setattr(task, "_answers", lambda backend, asked: list(references if asked == sources else asked))
     scores = task.scores(None)
     assert scores["bleu_test_2016_flickr"] == pytest.approx(100.0)
     assert scores["bleu_val"] < 50
@@ -207,14 +207,14 @@ def test_bleu_is_sacrebleus(corpus, tmp_path, monkeypatch):
 def test_the_search_is_the_one_that_was_asked_for(corpus, tmp_path, monkeypatch):
     task, asked = Multi30k(options(corpus, tmp_path / "run", beams=3, length_penalty=0.25)), []
 
-    def seen(twin, vocabulary, sources, search, *rest):
+    def seen(backend, vocabulary, sources, search, *rest):
         asked.append(search)
         return list(sources)
 
     monkeypatch.setattr("train.pairs.answer_all", seen)
     task.scores(None)
     monkeypatch.setattr("train.generate.answer_all", seen)
-    trained = SimpleNamespace(options=task._config, twin=None, vocabulary=None, model=task._config.model)
+    trained = SimpleNamespace(options=task._config, backend=None, vocabulary=None, model=task._config.model)
     answer(trained, "a dog.")
     answer(trained, "a dog.", 1, 0.5)
     assert set(asked[:-1]) == {Search(3, 0.25)}
@@ -278,7 +278,7 @@ def test_bleu_and_ratio_know_which_side_is_the_translation(corpus, tmp_path, mon
     task = Multi30k(options(corpus, tmp_path / "run"))
     known = {source: target for split in ("val", "test_2016_flickr") for source, target in read_pairs(corpus, split)}
 
-    def half(twin, sources):
+    def half(backend, sources):
         words = [known[source].split() for source in sources]
         return [" ".join(each[: (len(each) + 1) // 2]) for each in words]
 
@@ -292,6 +292,6 @@ def test_bleu_and_ratio_know_which_side_is_the_translation(corpus, tmp_path, mon
 
 def test_a_sample_says_which_is_which(corpus, tmp_path, monkeypatch):
     task = Multi30k(options(corpus, tmp_path / "run"))
-    monkeypatch.setattr(task, "_answers", lambda twin, sources: [f"<{source}>" for source in sources])
+    monkeypatch.setattr(task, "_answers", lambda backend, sources: [f"<{source}>" for source in sources])
     english, german = read_pairs(corpus, "test_2016_flickr")[0]
     assert task.sample(None, None).startswith(f"{english}\n  -> <{english}>\n  (reference: {german})\n")
