@@ -10,10 +10,19 @@ import torch
 in_torch_func: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+# torch 2.11 says that it exports where it compiles, too; its flag is right there, but has no public name.
+_BEFORE_212 = torch.__version__ < "2.12"
+
+
+def exporting() -> bool:
+    """Whether torch.export is at work."""
+    return torch.compiler._is_exporting_flag if _BEFORE_212 else torch.compiler.is_exporting()
+
+
 def own_backward() -> bool:
     """Whether a backward pass of our own is to be used: where a gradient is wanted, but not inside of torch.func and not in
     an export, which must see torch's own operations."""
-    return torch.is_grad_enabled() and not in_torch_func() and not torch.compiler.is_exporting()
+    return torch.is_grad_enabled() and not in_torch_func() and not exporting()
 
 
 def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from torch_impl.derivative import first_derivative, in_torch_func
+from torch_impl.derivative import exporting, first_derivative, in_torch_func
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -16,7 +16,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"x: expected a last axis of {weight.shape[1]}, the weight's input width, got {x.shape[-1]}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias: expected shape ({len(weight)},), the weight's output width, got {tuple(bias.shape)}")
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and _is_one_row(x):
+    if torch.compiler.is_compiling() and not exporting() and _is_one_row(x):
         return _one_row(x, weight, bias)
     if _onednn_is_quicker(x, weight):
         if torch.is_grad_enabled():
@@ -107,7 +107,7 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
         and weight.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not in_torch_func()
-        and not torch.compiler.is_exporting()
+        and not exporting()
         and 0 not in x.stride()
         and 0 not in weight.stride()
         and ONEDNN is not None
