@@ -15,7 +15,7 @@ const LAST = DATA.moments.length - 1;
 
 const $ = (id) => document.getElementById(id);
 const FIRST = Math.max(0, DATA.stacks.findIndex((stack) => !stack.same)); // of two sentences, how one looks at the other
-const state = { stack: FIRST, layer: 0, head: 0, time: LAST, row: null, column: null, pinned: false };
+const state = { stack: FIRST, layer: 0, head: 0, off: new Set(), time: LAST, row: null, column: null, pinned: false }; // `off`: of all heads, those left out
 let shown = null; // what is on the screen: {stack, weights} of the chosen layer and head, and `codes` of the whole moment
 let theme = null; // colours as the style sheet has them: see readTheme
 let requested = 0;
@@ -42,10 +42,15 @@ function start(k, layer, head) {
   return before + (layer * DATA.stacks[k].heads + head) * size(DATA.stacks[k]);
 }
 
-/** Weights (rows * columns) of one head, or the mean of all heads of the layer. */
-function weightsOf(codes, k, layer, head) {
-  const stack = DATA.stacks[k], heads = head === ALL ? [...Array(stack.heads).keys()] : [head];
-  const weights = new Float32Array(size(stack));
+/** The heads that are shown: the chosen one, or all but those left out. */
+function shownHeads() {
+  if (state.head !== ALL) return [state.head];
+  return [...Array(DATA.stacks[state.stack].heads).keys()].filter((head) => !state.off.has(head));
+}
+
+/** Weights (rows * columns) of one head, or the mean of several of the layer. */
+function weightsOf(codes, k, layer, heads) {
+  const weights = new Float32Array(size(DATA.stacks[k]));
   for (const each of heads) {
     const first = start(k, layer, each);
     for (let i = 0; i < weights.length; i++) weights[i] += WEIGHT[codes[first + i]] / heads.length;
@@ -80,7 +85,7 @@ function sharpest(codes, k) {
   let found = [0, 0], least = Infinity;
   for (let layer = 0; layer < layers; layer++) {
     for (let head = 0; head < heads; head++) {
-      const { entropy, first, self } = statistics(weightsOf(codes, k, layer, head), rows.length, columns.length);
+      const { entropy, first, self } = statistics(weightsOf(codes, k, layer, [head]), rows.length, columns.length);
       if (first + (same ? self : 0) < 0.5 && entropy < least) [found, least] = [[layer, head], entropy];
     }
   }
@@ -213,9 +218,9 @@ function drawLines() {
   }
   const free = state.row === null && state.column === null, faintest = free ? FAINTEST : 0.002;
   $("lines-about").textContent = `attending → attended to, weight\u00a0≥\u00a0${faintest}`;
-  const heads = state.head === ALL ? [...Array(shown.stack.heads).keys()] : [state.head];
+  const heads = shownHeads();
   for (const [index, head] of heads.entries()) {
-    const weights = state.head === ALL ? weightsOf(shown.codes, state.stack, state.layer, head) : shown.weights;
+    const weights = state.head === ALL ? weightsOf(shown.codes, state.stack, state.layer, [head]) : shown.weights;
     context.strokeStyle = state.head === ALL ? headColor(head) : theme.middle;
     for (let row = 0; row < rows.length; row++) {
       for (let column = 0; column < S; column++) {
@@ -263,7 +268,7 @@ function drawOverview() {
     const canvas = button.firstChild;
     [canvas.width, canvas.height] = [width, height];
     canvas.getContext("2d").drawImage(pixels(Float32Array.from(small, (code) => WEIGHT[code]), height, width), 0, 0);
-    button.setAttribute("aria-pressed", String(layer === state.layer && (head === state.head || state.head === ALL)));
+    button.setAttribute("aria-pressed", String(layer === state.layer && shownHeads().includes(head)));
     button.style.setProperty("--mark", state.head === ALL ? headColor(head) : theme.negative);
   }
   const framed = state.head === ALL ? "; frame: colour of its lines" : "";
@@ -469,13 +474,15 @@ async function show() {
   const codes = await codesOf(time);
   if (ticket !== requested) return; // something else was chosen in the meantime
   const stack = DATA.stacks[k];
-  shown = { stack, codes, weights: weightsOf(codes, k, layer, head) };
+  shown = { stack, codes, weights: weightsOf(codes, k, layer, shownHeads()) };
   layOutMatrix();
   drawTraining();
   drawOverview();
   drawChoice();
   const { entropy, distance } = statistics(shown.weights, stack.rows.length, stack.columns.length);
-  const name = head === ALL ? "mean of all heads" : `head ${head}`;
+  const heads = shownHeads(), several = heads.length === stack.heads ? "mean of all heads" : `mean of heads ${heads.join(", ")}`;
+  const name = heads.length === 1 ? `head ${heads[0]}` : several;
+  drawSwitches();
   const far = stack.same ? `, mean distance ${distance.toFixed(1)} tokens` : "";
   $("about").textContent = `${stack.title}: layer ${layer}, ${name}; mean entropy ${entropy.toFixed(2)} nats${far}`;
   $("matrix").setAttribute("aria-label", `Matrix of weights: rows attend, columns are attended to. ${$("about").textContent}. Arrow keys choose a cell.`);
@@ -569,6 +576,7 @@ function buildStack() {
   const stack = DATA.stacks[state.stack];
   state.layer = Math.min(state.layer, stack.layers - 1);
   state.head = Math.min(state.head, stack.heads - 1);
+  $("heads").replaceChildren(...Array.from({ length: stack.heads }, (_, head) => headSwitch(head)));
   $("lines-scroll").scrollTop = 0;
   fill($("layer"), Array.from({ length: stack.layers }, (_, layer) => [layer, layer]));
   fill($("head"), [...Array.from({ length: stack.heads }, (_, head) => [head, head]), [ALL, "all"]]);
@@ -597,6 +605,27 @@ function textOf(side, title, labels) {
   }
   section.append(heading, strip);
   return section;
+}
+
+/** Takes one of all heads out of the picture, or back in; after the last one all come back. */
+function headSwitch(head) {
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", textContent: head });
+  button.setAttribute("aria-label", `head ${head}`);
+  button.addEventListener("click", () => {
+    if (!state.off.delete(head)) state.off.add(head);
+    if (shownHeads().length === 0) state.off.clear();
+    showChosen();
+  });
+  return button;
+}
+
+function drawSwitches() {
+  $("heads").hidden = state.head !== ALL || shown.stack.heads === 1;
+  for (const [head, button] of [...$("heads").children].entries()) {
+    button.setAttribute("aria-pressed", String(!state.off.has(head)));
+    button.style.setProperty("--mark", headColor(head));
+  }
 }
 
 function thumbnail(layer, head) {
@@ -645,7 +674,7 @@ function setTheme(name) {
   if (shown) show();
 }
 
-/** Shows what the address chooses, as in attention.html#stack=2&layer=1&head=all&time=3&row=7&column=2 */
+/** Shows what the address chooses, as in attention.html#stack=2&layer=1&head=all&off=0.3&time=3&row=7&column=2 */
 async function followAddress() {
   const asked = new URLSearchParams(location.hash.slice(1));
   const number = (name, count, otherwise) => (/^\d+$/.test(asked.get(name)) ? Math.min(Number(asked.get(name)), count - 1) : otherwise);
@@ -654,6 +683,8 @@ async function followAddress() {
   const row = number("row", rows.length, null), column = number("column", columns.length, null);
   Object.assign(state, { stack, layer: number("layer", layers, layer), time: number("time", LAST + 1, LAST) });
   state.head = asked.get("head") === "all" ? ALL : number("head", heads, head);
+  state.off = new Set((asked.get("off") ?? "").split(".").filter((each) => /^\d+$/.test(each)).map(Number));
+  if ([...Array(heads).keys()].every((each) => state.off.has(each))) state.off.clear();
   Object.assign(state, { row, column, pinned: row !== null || column !== null });
   for (const name of ["scale", "direction"]) {
     const values = Array.from($(name).options, (option) => option.value);
@@ -671,8 +702,9 @@ function writeAddress() {
   clearTimeout(writing);
   writing = setTimeout(() => {
     const { stack, layer, time, pinned } = state, head = state.head === ALL ? "all" : state.head;
+    const off = state.head === ALL && state.off.size > 0 ? [...state.off].sort((a, b) => a - b).join(".") : null;
     const row = pinned ? state.row : null, column = pinned ? state.column : null;
-    const chosen = { stack, layer, head, time, row, column, scale: $("scale").value, direction: $("direction").value };
+    const chosen = { stack, layer, head, off, time, row, column, scale: $("scale").value, direction: $("direction").value };
     const parts = Object.entries(chosen).filter(([, value]) => value !== null);
     history.replaceState(null, "", new URL(`#${new URLSearchParams(parts)}`, location)); // its own address: in srcdoc the base is another one
   }, 200);
@@ -685,7 +717,7 @@ function showChosen() {
 
 function listen() {
   const chosen = (id, apply) => $(id).addEventListener("input", () => { apply(Number($(id).value)); showChosen(); });
-  chosen("stack", (value) => { Object.assign(state, { stack: value, row: null, column: null, pinned: false }); buildStack(); });
+  chosen("stack", (value) => { Object.assign(state, { stack: value, off: new Set(), row: null, column: null, pinned: false }); buildStack(); });
   chosen("layer", (value) => { state.layer = value; });
   chosen("head", (value) => { state.head = value; });
   chosen("scale", () => {});

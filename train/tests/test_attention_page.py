@@ -261,6 +261,42 @@ def test_heads_that_attend_to_the_same_token_are_all_seen(chromium, tmp_path):
         assert "frame" not in page.inner_text("#overview-about")
 
 
+def test_of_all_heads_some_can_be_left_out(chromium, path, moments):
+    heads = moments[-1].stacks[0].weights["layer 0"].shape[0]
+    with opened(chromium, path, "#layer=0&head=0") as page:
+        settled(page)
+        assert not page.is_visible("#heads")
+        page.select_option("#head", "-1")
+        settled(page)
+        every = picture(page, "lines"), picture(page)
+        switches = page.locator("#heads button")
+        assert [switches.nth(head).get_attribute("aria-pressed") for head in range(heads)] == ["true"] * heads
+        switches.nth(1).click()
+        settled(page)
+        assert switches.nth(1).get_attribute("aria-pressed") == "false"
+        assert page.inner_text("#about").startswith("own attention: layer 0, mean of heads 0, 2;")
+        page.focus("#matrix")
+        page.keyboard.press("Home")
+        page.keyboard.press("ArrowRight")
+        mean = np.mean([weight_of(moments, -1, 0, head, 0, 0) for head in (0, 2)])
+        assert said(page).endswith(f"weight {mean:.3f}")
+        assert page.evaluate("Array.from($('overview').children, (b) => b.ariaPressed)")[:heads] == ["true", "false", "true"]
+        wait_for(page, "location.hash.includes('off=1') && location.hash.includes('column')")
+        with opened(chromium, path, page.evaluate("location.hash")) as other:
+            assert picture(other, "lines") == picture(page, "lines")
+        page.keyboard.press("Escape")
+        assert picture(page, "lines") != every[0]
+        switches.nth(1).click()
+        settled(page)
+        assert (picture(page, "lines"), picture(page)) == every
+        for head in range(heads):
+            switches.nth(head).click()
+        settled(page)
+        assert (picture(page, "lines"), picture(page)) == every, "after the last one all come back"
+    with opened(chromium, path, "#layer=0&head=all&off=0.1.2.x") as page:
+        assert page.inner_text("#about").startswith("own attention: layer 0, mean of all heads;")
+
+
 def test_a_page_opens_at_the_head_that_is_sharpest_and_looks_elsewhere(chromium, tmp_path):
     T = 8
     first, before, even = np.eye(1, T).repeat(T, 0), np.eye(T)[[0, *range(T - 1)]], np.full((T, T), 1 / T)
