@@ -1,23 +1,18 @@
 """What training and the commands ask of the spec and of the twin, so that one loop drives either.
 
-Arrays go in and out under the flat names of the spec; which of the two computed them cannot be seen from outside. torch is
-imported only when its backend is asked for.
+Arrays go in and out under the flat names of the spec; which of the two computed them cannot be seen from outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from reference_numpy.config import ModelConfig
 from reference_numpy.decode import Decoder
-from train.allocator import keep_freed_memory
 from train.configuration import TrainConfig
 from train.data import Batch
-from train.parallel import ALONE, Processes
 
 Arrays = dict[str, np.ndarray]
 PARAMETERS = "parameters/"  # what their names begin with in an exported state
@@ -79,39 +74,6 @@ class Backend(Protocol):
 
     def alone(self) -> Backend:
         """A backend with these parameters that needs no other process: the others may end."""
-
-
-def create_backend(
-    model: ModelConfig,
-    parameters: Arrays,
-    options: TrainConfig,
-    dropout: np.random.Generator,
-    processes: Processes = ALONE,
-) -> Backend:
-    """The one that `options.backend` names, with these parameters; `dropout` is the stream of its masks.
-
-    Of several processes, all create theirs. Then they train, evaluate, export and import together, and do nothing else."""
-    keep_freed_memory()
-    if options.backend == "numpy":
-        from train.numpy_backend import NumpyBackend
-
-        return NumpyBackend(model, parameters, options, dropout)
-    from train.torch_backend import TorchBackend
-
-    return TorchBackend(model, parameters, options, dropout, processes)
-
-
-def with_dtype(options: TrainConfig) -> TrainConfig:
-    """The options with a format in the place of dtype auto: the one for the device."""
-    if options.dtype != "auto":
-        return options
-    if options.backend == "numpy":
-        return replace(options, dtype="float32", bfloat16_residual=False)
-    from train.torch_backend import multiplies_bfloat16, torch_device
-
-    there = multiplies_bfloat16(torch_device(options.device))
-    residual = options.bfloat16_residual and there
-    return replace(options, dtype="bfloat16" if there else "float32", bfloat16_residual=residual)
 
 
 def out_of_memory(error: RuntimeError) -> bool:

@@ -34,11 +34,11 @@ import torch
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
-from train.backend import create_backend, with_dtype
 from train.check import check
 from train.checkpoint import output_folder, write_atomically, write_json
 from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
 from train.corpus import load_corpus
+from train.create import create_backend, with_dtype
 from train.data import Batch
 from train.flops import gpu_name, peak_flops, peak_memory, training_flops_per_token
 from train.gpu_report import report, summarize

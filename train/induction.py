@@ -55,7 +55,7 @@ def learn(job: tuple[InductionConfig, int]) -> list[dict[str, Any]]:
     config, layers = job
     install(["twin_without_feed_forward"])
     from reference_numpy.parameters import initialize
-    from train.backend import create_backend
+    from train.create import create_backend
 
     options = _options(config, layers)
     random = streams(config.seed)

@@ -17,9 +17,10 @@ import numpy as np
 
 from reference_numpy.parameters import Parameters, initialize, parameter_count
 from train import run_folder, schedule, streams
-from train.backend import PARAMETERS, Arrays, Backend, create_backend, out_of_memory, with_dtype
+from train.backend import PARAMETERS, Arrays, Backend, out_of_memory
 from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
+from train.create import create_backend, with_dtype
 from train.data import Batch
 from train.parallel import ALONE, Processes
 from train.progress import discard_output, tqdm
@@ -61,7 +62,7 @@ def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | No
         config = replace(config, init_from=str(Path(config.init_from).resolve()))
     with processes.one_after_the_other():
         task = create_task(config)
-        start = None if config.resume is not None else parameters_to_begin_with(config, task)
+        start = None if config.resume is not None else parameters_to_begin_with(config, task.kind, task.vocabulary)
     config = with_dtype(with_vocabulary(config, len(task.vocabulary), task.kind))
     trainer = Trainer(config, task, folder, processes, start)
     if config.resume is not None:

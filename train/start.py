@@ -12,7 +12,6 @@ from reference_numpy.parameters import Parameters
 from train import run_folder
 from train.checkpoint import load_model, model_header
 from train.configuration import TrainConfig
-from train.task import Task
 from train.vocabulary import Symbols
 
 FREE = ("dropout", "initial_deviation", "zero_projections")  # options of a model that say nothing about its parameters
@@ -34,19 +33,19 @@ def vocabulary_to_keep(config: TrainConfig, kind: Kind) -> Symbols | None:
     return vocabulary
 
 
-def parameters_to_begin_with(config: TrainConfig, task: Task) -> Parameters | None:
+def parameters_to_begin_with(config: TrainConfig, kind: Kind, symbols: Symbols) -> Parameters | None:
     """Those of the model in the run that `init_from` names, of an unfinished one the last that it has kept.
 
-    Learned positions beyond a shorter context are left out. Raises: ValueError for a model of another shape or vocabulary
-    than the options and the task ask for, for numbers that are not finite, and as `load_model`."""
+    Learned positions beyond a shorter context are left out. Raises: ValueError for a model of another shape, kind or
+    vocabulary than is asked for, for numbers that are not finite, and as `load_model`."""
     if config.init_from is None:
         return None
     parameters, theirs, vocabulary = load_model(run_folder.model_of(Path(config.init_from)))
     for name, array in parameters.items():
         if not np.isfinite(array).all():
             raise ValueError(f"init_from: {name}: expected finite numbers, got NaN or inf")
-    ours = replace(config.model, kind=task.kind, vocabulary=len(task.vocabulary))
-    if vocabulary.to_json() != task.vocabulary.to_json():
+    ours = replace(config.model, kind=kind, vocabulary=len(symbols))
+    if vocabulary.to_json() != symbols.to_json():
         raise ValueError("init_from: expected a run whose vocabulary is that of this task, got another")
     free = {name: getattr(ours, name) for name in FREE}
     if ours.position != "learned" or ours.context <= theirs.context:

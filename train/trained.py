@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from reference_numpy.config import ModelConfig
 from train import run_folder, streams
-from train.backend import Backend, create_backend, with_dtype
+from train.backend import Backend
 from train.checkpoint import load_model
 from train.configuration import BackendName, DecodingDtype, Device, TrainConfig, read_run_config
+from train.create import create_backend, with_dtype
 from train.vocabulary import Symbols
 
 

@@ -25,8 +25,8 @@ from torch.nn import functional as F
 
 from reference_numpy.parameters import initialize
 from torch_impl.model import Transformer
-from train.backend import create_backend
 from train.configuration import ModelOptions, TrainConfig
+from train.create import create_backend
 from train.data import Batch
 from train.flops import training_flops_per_token
 from train.objective import objective

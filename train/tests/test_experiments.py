@@ -10,9 +10,9 @@ import pytest
 from parity_tests.mutants import mutated_files
 from train import ablate, complexity, induction, ladder, look, pitfalls
 from train.ablate import Variant
-from train.backend import create_backend
 from train.cli import main
 from train.configuration import AblateConfig, PitfallsConfig, preset
+from train.create import create_backend
 from train.data import Batch
 from train.extras import extra
 from train.faults import fault
