@@ -93,7 +93,7 @@ def mean_loss(backend: Backend, batches: Iterable[Batch]) -> float:
 
 
 class Trainer:
-    """One run in progress: a twin, its random streams, its log, and how far it is."""
+    """One run in progress: a backend, its random streams, its log, and how far it is."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class Trainer:
         _check_same_experiment(self.config, self.folder, self.task)
         arrays, extra = run_folder.load_state(self.folder)
         try:
-            step, backend, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
+            step, own, stream_states = int(extra["step"]), dict(extra["twin"]), dict(extra["streams"])
             self.training_seconds = float(extra["training_seconds"])
             self.evaluation_seconds = float(extra["evaluation_seconds"])
         except (KeyError, TypeError, ValueError) as error:
@@ -230,7 +230,7 @@ class Trainer:
                 )
             wanted = wanted[-self.config.average :]
         try:
-            self.backend.import_state(arrays, backend)
+            self.backend.import_state(arrays, own)
         except KeyError as error:
             raise self._incomplete(error) from error
         streams.import_state(self.streams, stream_states)
