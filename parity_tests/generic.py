@@ -84,6 +84,7 @@ REASONS = (
     Reason("attention.py", "ROWS = 64", ("ROWS = 63", "ROWS = 65"), TILES),
     Reason("attention.py", "cache.query_rotary is not None and", ("is not None or",), BOTH),
     Reason("attention.py", "cache.query_norm is not None and", ("is not None or",), BOTH),
+    Reason("reference_numpy/attention.py", "mask is None and ROWS <", ("ROWS <=",), SPEED),
     Reason("attention.py", "start = 0 if past is None", ("= -1 if", "= 1 if"), "Turned scores know distances only."),
     Reason("decode.py", "axis=-1", ("axis=+1",), LAST),
     Reason("decode.py", "axis=-1)[:, 0]", ("axis=-1)[:, -1]",), ONLY),
@@ -133,6 +134,7 @@ REASONS = (
     Reason("torch_impl/attention.py", "return torch.compiler.is_compiling() and", ("",), SPEED),
     Reason("torch_impl/attention.py", "FEW_SCORES = ", ("",), SPEED),
     Reason("torch_impl/dropout.py", "device=generator) >= rate", ("> rate",), "A draw equals the rate once in 2^24."),
+    Reason("torch_impl/decode.py", "goes_on = ", ("new.shape[1] != 1", "new.shape[1] == 2", "new.shape[1] == 0"), COMPILED),
     Reason("torch_impl/linear.py", "register_fake(", ("",), COMPILED),
     Reason("torch_impl/position.py", "for tables in ", ("in []",), COMPILED),
 )

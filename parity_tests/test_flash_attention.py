@@ -1,5 +1,6 @@
 """Tiled attention: the same function as the plain one, for every mask; tiles smaller than the sequence are the point."""
 
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -76,6 +77,20 @@ def test_a_much_larger_score_comes_last():
         check_operation(
             "flash attention",
             tiled.flash_attention_forward,
+            tiled.flash_attention_backward,
+            None,
+            {"query": query, "key": key, "value": value},
+            seed=0,
+        )
+
+
+def test_scores_near_a_soft_cap():
+    """Where it bends: far below it nothing happens to them, far above it nothing is left of their gradients."""
+    query, key, value = np.random.default_rng(0).standard_normal((3, 2, 3, 7, 5))
+    with patch.object(tiled, "TILE", 3):
+        check_operation(
+            "flash attention",
+            partial(tiled.flash_attention_forward, softcap=1.5),
             tiled.flash_attention_backward,
             None,
             {"query": query, "key": key, "value": value},

@@ -67,18 +67,19 @@ def test_against_the_quadratic_formula(K, T, causal, seed):
     assert_within(output, truth, bound, "linear attention")
 
 
-@given(sizes(1, 3), st.integers(1, 9), st.integers(1, 9), seeds)
-def test_the_state_continues_where_it_stopped(K, first, second, seed):
+@given(sizes(1, 3), st.integers(1, 9), st.integers(1, 9), st.booleans(), seeds)
+def test_the_state_continues_where_it_stopped(K, first, second, causal, seed):
+    """The last queries see all keys, causal or not."""
     query, key, value = np.random.default_rng(seed).standard_normal((3, 2, 2, first + second, K))
     run = spec.linear_attention_forward
-    truth, bound = bound_of(lambda *a: run(*a, causal=True)[0], query, key, value, format="float64", factor=2.0)
+    truth, bound = bound_of(lambda *a: run(*a, causal=causal)[0], query, key, value, format="float64", factor=2.0)
     head, tail = slice(0, first), slice(first, None)
-    _, cache = run(*(x[:, :, head] for x in (query, key, value)), causal=True)
-    output, _ = run(*(x[:, :, tail] for x in (query, key, value)), causal=True, state=cache.state)
+    _, cache = run(*(x[:, :, head] for x in (query, key, value)), causal=causal)
+    output, _ = run(*(x[:, :, tail] for x in (query, key, value)), causal=causal, state=cache.state)
     assert_within(output, truth[:, :, tail], bound[:, :, tail], "continued")
     tensors = [torch.from_numpy(x) for x in (query, key, value)]
-    _, state = twin.linear_attention(*(x[:, :, head] for x in tensors), causal=True)
-    theirs, _ = twin.linear_attention(*(x[:, :, tail] for x in tensors), causal=True, state=state)
+    _, state = twin.linear_attention(*(x[:, :, head] for x in tensors), causal=causal)
+    theirs, _ = twin.linear_attention(*(x[:, :, tail] for x in tensors), causal=causal, state=state)
     assert_within(theirs.numpy(), truth[:, :, tail], bound[:, :, tail], "continued, twin")
 
 
