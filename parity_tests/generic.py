@@ -89,8 +89,6 @@ REASONS = (
     Reason("decode.py", "axis=-1", ("axis=+1",), LAST),
     Reason("decode.py", "axis=-1)[:, 0]", ("axis=-1)[:, -1]",), ONLY),
     Reason("decode.py", "top_p)[0]", ("top_p)[ -1]",), ONLY),
-    Reason("decode.py", "beams, -1)", ("beams, - 2)",), NEGATIVE),
-    Reason("decode.py", "len(open_rows), -1)", ("len(open_rows), - 2)",), NEGATIVE),
     Reason("decode.py", "scores[:, 0] = 0.0", ("scores[:, -1]",), "All beams start equal: any one may branch."),
     Reason("decode.py", "> best[row].score", (">= best[row].score",), "Log p only falls: what is equal now cannot win."),
     Reason("decode.py", "kept.append((0, kept[0]", ("(( -1, kept", "kept[ -1]", "kept[0][ 0]", "kept[0][ 2]"), FILLER),

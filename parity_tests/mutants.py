@@ -1478,6 +1478,20 @@ MODEL = (
 
 PARAMETERS = (
     Mutant(
+        "positions_start_as_scaled_tokens",
+        "With scale_embedding learned positions, which nothing scales, start as small tokens do: they drown them.",
+        "reference_numpy/parameters.py",
+        'if name == "token_embedding.weight" and config.scale_embedding',
+        'if name.endswith("embedding.weight") and config.scale_embedding',
+    ),
+    Mutant(
+        "twin_takes_arrays_without_copying",
+        "What is imported shares the caller's memory: the optimizer's next step overwrites it.",
+        "torch_impl/parameters.py",
+        "torch.from_numpy(np.array(array))",
+        "torch.from_numpy(array)",
+    ),
+    Mutant(
         "twin_snapshot_is_not_a_copy",
         "What is read out of the model shares its memory, and changes with the next step of training.",
         "torch_impl/parameters.py",
@@ -1536,6 +1550,13 @@ PARAMETERS = (
 )
 
 LOSS = (
+    Mutant(
+        "twin_bytes_as_targets",
+        "As a byte, -1 is 255: such targets do not count.",
+        "torch_impl/loss.py",
+        "targets = targets.long()",
+        "targets = targets",
+    ),
     Mutant(
         "ignored_targets_in_the_mean",
         "The loss is divided by all targets, padding included: it looks lower the more padding there is.",
@@ -1623,6 +1644,20 @@ LOSS = (
 )
 
 OPTIMIZER = (
+    Mutant(
+        "twin_muon_overwrites_gradients",
+        "Nesterov's sum is made in the gradient's place: whoever goes on accumulating or logs it reads something else.",
+        "torch_impl/optimizer.py",
+        'nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])',
+        'torch._foreach_add_(gradients, momenta, alpha=group["momentum"])\n                nesterov = gradients',
+    ),
+    Mutant(
+        "muon_forgets_the_options_of_the_rest",
+        "AdamW's step for the parameters that Muon leaves takes its own betas and epsilon.",
+        "reference_numpy/optimizer.py",
+        "adamw_step(rest, gradients, state.adamw, adamw_learning_rate, beta1, beta2, epsilon, weight_decay)",
+        "adamw_step(rest, gradients, state.adamw, adamw_learning_rate, weight_decay=weight_decay)",
+    ),
     Mutant(
         "adamw_without_bias_correction",
         "The means start at 0, and nothing makes up for it: the first steps have the wrong size.",
@@ -1780,6 +1815,20 @@ OPTIMIZER = (
 )
 
 DECODE = (
+    Mutant(
+        "sampling_without_top_p",
+        "The text is sampled from all tokens, whatever top_p says.",
+        "reference_numpy/decode.py",
+        "next_tokens(logits, generator, temperature, top_k, top_p)",
+        "next_tokens(logits, generator, temperature, top_k)",
+    ),
+    Mutant(
+        "blocks_of_queries_after_others",
+        "More than a block of tokens after others takes the path for queries and keys that begin together.",
+        "reference_numpy/attention.py",
+        "ROWS < query.shape[2] == key.shape[2]",
+        "ROWS < query.shape[2]",
+    ),
     Mutant(
         "logits_of_the_first_token",
         "The next token is predicted from the first position of the prompt instead of the last.",

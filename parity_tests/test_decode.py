@@ -15,7 +15,7 @@ from parity_tests.strategies import arrays, configs, fewer, random_padding, rand
 from reference_numpy import decode as spec
 from reference_numpy.block import BlockPast
 from reference_numpy.config import ModelConfig
-from reference_numpy.model import model_forward
+from reference_numpy.model import attention_weights, model_forward
 from reference_numpy.parameters import parameter_shapes
 from torch_impl import decode as twin
 from torch_impl.block import BlockPast as TwinBlockPast
@@ -37,6 +37,15 @@ def decoders(config, parameters, source=None, source_padding=None):
         yield twin.CachedDecoder(module, source, source_padding, cached=cached)
 
 
+def logits_within(config, parameters, tokens, **extra):
+    """The true logits, and how far either twin's may be off."""
+
+    def logits(*values):
+        return model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)[0]
+
+    return bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+
+
 def draw_source(config, B, generator):
     if config.kind != "encoder_decoder":
         return {}
@@ -53,10 +62,7 @@ def test_logits_token_by_token(data, kind, B, prompt, seed):
     parameters = random_parameters(parameter_shapes(config), seed)
     tokens, extra = generator.integers(0, config.vocabulary, (B, 7)), draw_source(config, B, generator)
 
-    def logits(*values):
-        return model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)[0]
-
-    truth, bound = bound_of(logits, *parameters.values(), format="float64", factor=2.0)
+    truth, bound = logits_within(config, parameters, tokens, **extra)
     stops = [0, prompt, *range(prompt + 1, 6), 7]
     for decoder in decoders(config, parameters, **extra):
         for start, stop in itertools.pairwise(stops):
@@ -140,6 +146,78 @@ def test_sampling_past_the_context(config, B, prompt, count, seed):
     assert (texts[0][:, :prompt] == tokens).all()
     for text in texts[1:]:
         assert (text == texts[0]).all()
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1e-6}, {"top_k": 1}, {"top_p": 1e-6}], ids=str)
+def test_sampling_takes_what_cuts_it(options):
+    """Each leaves the likeliest token alone, in both twins."""
+    config = ModelConfig(vocabulary=31, width=8, heads=2, layers=1, context=20)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    tokens = np.array([[3], [5]])
+    for decoder in decoders(config, parameters):
+        greedy = spec.greedy_search(decoder, 1, 3, -1, 12)
+        decoder.restart()
+        assert spec.sample(decoder, tokens, 12, np.random.default_rng(0), **options)[0, 1:].tolist() == greedy[0]
+    for generate, first in ((spec.generate, (parameters, config)), (twin.generate, (twin_of(config, parameters),))):
+        assert generate(*first, tokens[0], 12, np.random.default_rng(0), **options)[1:].tolist() == greedy[0]
+
+
+def test_the_twin_writes_in_bfloat16_if_asked(monkeypatch):
+    config, asked = ModelConfig(vocabulary=5, width=4, heads=1, layers=1), []
+    module = twin_of(config, random_parameters(parameter_shapes(config), 0)).float()
+    own = twin.CachedDecoder
+    monkeypatch.setattr(twin, "CachedDecoder", lambda *a, **how: asked.append(how["bfloat16"]) or own(*a, **how))
+    for bfloat16 in (False, True):
+        twin.generate(module, np.array([1]), 1, np.random.default_rng(0), bfloat16=bfloat16)
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_more_than_a_block_of_tokens_after_others(monkeypatch, kind):
+    """Their queries and the keys so far do not begin at the same place."""
+    monkeypatch.setattr("reference_numpy.attention.ROWS", 2)
+    config = ModelConfig(kind=kind, vocabulary=11, width=8, heads=2, layers=2, context=12)
+    parameters, generator = random_parameters(parameter_shapes(config), 0), np.random.default_rng(0)
+    tokens, extra = generator.integers(0, 11, (2, 12)), draw_source(config, 2, generator)
+    truth, bound = logits_within(config, parameters, tokens, **extra)
+    for decoder in decoders(config, parameters, **extra):
+        for start, stop in ((0, 4), (4, 9), (9, 12)):
+            found = decoder.append(tokens[:, start:stop])
+            assert_within(found, truth[:, stop - 1], bound[:, stop - 1], f"logits after {stop} tokens")
+
+
+def test_weights_of_a_single_token_are_kept():
+    """Those of the last query, in a decoder that goes on from others."""
+    config = ModelConfig(vocabulary=11, width=8, heads=2, layers=2, context=8)
+    module = twin_of(config, random_parameters(parameter_shapes(config), 0))
+    tokens, past, keep = torch.tensor([[1, 2, 3, 4]]), [TwinBlockPast(), TwinBlockPast()], []
+    with torch.no_grad():
+        module(tokens[:, :3], past=past)
+        module(tokens[:, 3:], past=past, keep=keep)
+
+    def weights(*values):
+        _, cache = model_forward(dict(zip(parameter_shapes(config), values, strict=True)), config, tokens.numpy())
+        return tuple(attention_weights(cache).values())
+
+    values = (module.parameters_as_numpy()[name] for name in parameter_shapes(config))
+    truths, bounds = bound_of(weights, *values, format="float64", factor=2.0)
+    for found, truth, bound in zip(keep, truths, bounds, strict=True):
+        assert_within(found.numpy(), truth[:, :, 3:], bound[:, :, 3:], "weights of the last query")
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+def test_no_sequence_at_all(kind):
+    config = ModelConfig(kind=kind, vocabulary=5, width=4, heads=2, layers=1)
+    parameters, none = random_parameters(parameter_shapes(config), 0), np.zeros((0, 2), np.int64)
+    extra = {"source": none} if kind == "encoder_decoder" else {}
+    for decoder in decoders(config, parameters, **extra):
+        assert spec.greedy_search(decoder, 0, 0, 1, 3) == []
+        assert spec.beam_search(decoder, 0, 0, 1, 3, beams=2) == []
+        assert spec.sample(decoder, none, 3, np.random.default_rng(0)).shape == (0, 5)
+
+
+def test_of_no_tokens_the_score_is_that_of_certainty():
+    assert spec.beam_search(Table(0), 1, 0, 2, 0) == [([], 0.0)]
 
 
 @given(st.integers(0, 300), st.integers(1, 50))
@@ -373,6 +451,18 @@ def test_the_window_goes_on_from_its_last_half():
     text = spec.sample(table, np.array([0, 1, 0, 1]), 8, np.random.default_rng(0)).tolist()
     expected = [text[:4], [text[4]], [text[5]], text[3:7], [text[7]], [text[8]], text[6:10], [text[10]]]
     assert table.asked == expected
+
+
+@pytest.mark.parametrize("position", ["sinusoidal", "rotary", "alibi", "none"])
+def test_positions_that_are_computed_have_no_last_one(position):
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=3, position=position)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    tokens = np.arange(7)[None] % 5
+    truth, bound = logits_within(config, parameters, tokens)
+    assert_within(model_forward(parameters, config, tokens)[0], truth, bound, "logits beyond the context")
+    with torch.no_grad():
+        theirs = twin_of(config, parameters)(torch.from_numpy(tokens)).numpy()
+    assert_within(theirs, truth, bound, "logits beyond the context, twin")
 
 
 def test_extrapolation_knows_no_context():
@@ -617,8 +707,9 @@ def test_errors():
         spec.CachedDecoder(parameters, ModelConfig(kind="encoder"))
     with pytest.raises(ValueError, match="beams: expected at least 1, got 0"):
         spec.beam_search(Table(0), 1, 0, 2, 3, beams=0)
-    with pytest.raises(ValueError, match="alpha: expected at least 0, got -1"):  # a row would be done too early
-        spec.beam_search(Table(0), 1, 0, 2, 3, alpha=-1)
+    for alpha in (-1, math.inf):  # a row would be done too early; all scores would be 0
+        with pytest.raises(ValueError, match=f"alpha: expected a finite number of at least 0, got {alpha}"):
+            spec.beam_search(Table(0), 1, 0, 2, 3, alpha=alpha)
 
     class Diverged(Table):
         def logits(self, prefix):

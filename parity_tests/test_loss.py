@@ -85,6 +85,20 @@ def test_nothing_counts(V):
     tensor = torch.ones(2, 3, V, requires_grad=True)
     cross_entropy(tensor, torch.from_numpy(targets), 0.1).backward()
     assert (tensor.grad == 0).all()
+    assert cross_entropy_forward(logits, targets, count=0)[0] == 0
+    assert cross_entropy(tensor, torch.from_numpy(targets), count=0) == 0
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "uint32"])
+def test_targets_may_be_integers_of_any_kind(dtype):
+    """Byte 255 is a target, not -1."""
+    targets = np.array([255, 3, 7] if dtype != "int8" else [127, 3, 7]).astype(dtype)
+    logits = np.random.default_rng(0).standard_normal((3, 256))
+    widened, tensor = targets.astype(np.int64), torch.from_numpy(logits)
+    assert cross_entropy_forward(logits, targets)[0] == cross_entropy_forward(logits, widened)[0]
+    assert cross_entropy(tensor, torch.from_numpy(targets)) == cross_entropy(tensor, torch.from_numpy(widened))
+    with pytest.raises(ValueError, match=r"targets: expected integers, got torch\.float64"):
+        cross_entropy(torch.from_numpy(logits), torch.zeros(3, dtype=torch.float64))
 
 
 def test_one_symbol_has_no_loss():

@@ -1,6 +1,8 @@
 """LayerNorm and RMSNorm: spec, twin and complex step; rows of equal numbers."""
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,6 +70,13 @@ def test_a_row_of_equal_numbers_gives_the_bias(value, seed):
     )
     truth, bound = bound_of(lambda x: spec.layer_norm_forward(x, weight, bias)[0], x, format="float64")
     assert_within(np.broadcast_to(bias, x.shape), truth, bound, "the bias")
+
+
+@pytest.mark.parametrize("norm", [twin.layer_norm, twin.rms_norm])
+def test_a_stream_in_bfloat16_is_normed_in_the_format_of_the_weight(norm):
+    x = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight = torch.ones(7)
+    assert torch.equal(norm(x, weight), norm(x.float(), weight))
 
 
 @given(sizes(1, 11), seeds)

@@ -244,6 +244,49 @@ def test_a_parameter_without_gradients_does_not_say_the_step():
     assert twin.export_state(model, optimizer)[0] == 1
 
 
+def test_gradients_and_what_was_imported_stay_as_they_are():
+    """Whoever accumulates, logs or resumes twice reads them again."""
+    parameters, gradients, moments = (random_parameters(SHAPES, seed) for seed in range(3))
+    model = twin_model(parameters)
+    set_gradients(model, gradients)
+    hidden = {"blocks.0.weight": model.get_submodule("blocks.0").weight}
+    rest = {name: p for name, p in model.named_parameters() if name not in hidden}
+    muon, adamw = twin.Muon(hidden.values(), 1e-2), twin.adamw(rest, 1e-2)
+    before = {name: m.copy() for name, m in moments.items()}
+    muon.import_state(model, {name: moments[name] for name in hidden})
+    twin.import_state(rest, adamw, 3, *({name: np.abs(moments[name]) for name in rest} for _ in range(2)))
+    owned = {name: np.abs(moments[name]) for name in rest}
+    twin.import_state(rest, adamw, 3, owned, owned)
+    for _ in range(2):
+        muon.step()
+        adamw.step()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad.numpy() == gradients[name]).all(), name
+    assert all((moments[name] == before[name]).all() for name in moments)
+    assert all((owned[name] == np.abs(before[name])).all() for name in owned)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_format_of_the_parameters_is_kept(dtype):
+    """By every array that a step gives back, in the spec."""
+    parameters, gradients = ({n: a.astype(dtype) for n, a in random_parameters(SHAPES, seed).items()} for seed in (0, 1))
+    clipped, _ = spec.clip_gradients(gradients, 1e-3)
+    after, state = spec.adamw_step(parameters, clipped, spec.adamw_initial(parameters), 1e-3, weight_decay=0.1)
+    with_muon, muon = spec.muon_step(parameters, clipped, spec.muon_initial(parameters), 1e-2, 1e-3, weight_decay=0.1)
+    every = (clipped, after, state.first, state.second, with_muon, muon.momentum, muon.adamw.first, muon.adamw.second)
+    assert {array.dtype for arrays in every for array in arrays.values()} == {np.dtype(dtype)}
+
+
+def test_muon_gives_the_rest_to_adamw_with_all_its_options():
+    parameters, gradients = random_parameters(SHAPES, 0), random_parameters(SHAPES, 1)
+    own = {"beta1": 0.7, "beta2": 0.8, "epsilon": 0.3, "weight_decay": 0.1}
+    state = spec.muon_initial(parameters)
+    after, _ = spec.muon_step(parameters, gradients, state, 1e-2, 1e-3, **own)
+    rest = {name: w for name, w in parameters.items() if name not in state.momentum}
+    expected, _ = spec.adamw_step(rest, gradients, state.adamw, 1e-3, **own)
+    assert all((after[name] == expected[name]).all() for name in rest)
+
+
 @given(seeds)
 def test_a_resumed_muon_takes_the_same_step(seed):
     """Momentum exported and imported into a new optimizer: the next step is the same to the bit."""

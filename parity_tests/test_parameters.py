@@ -48,11 +48,18 @@ both = pytest.mark.parametrize("start", [spec_start, twin_start])
 
 
 @both
+def test_a_start_follows_its_stream(start):
+    first, again = start(ModelConfig()), start(ModelConfig())
+    assert all((value == again[name]).all() for name, value in first.items())
+
+
+@both
 def test_initial_deviations(start):
     config = ModelConfig(width=256, layers=8, vocabulary=512, scale_embedding=True)
     parameters = start(config)
     expected = {
         "token_embedding.weight": 256**-0.5,
+        "position_embedding.weight": 0.02,
         "blocks.0.attention.query.weight": 0.02,
         "blocks.7.attention.output.weight": 0.02 / 4,  # 2 sub-layers in each of 8 blocks: 1 / sqrt(16)
         "blocks.3.feed_forward.down.weight": 0.02 / 4,

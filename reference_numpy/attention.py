@@ -312,6 +312,7 @@ def _attend(
     if config.attention == "linear":
         own = None if cross else past
         if mask is not None:  # of earlier tokens the state holds what was not masked
+            mask = np.atleast_1d(mask)
             mask = mask[..., mask.shape[-1] - key.shape[2] :]
         output, linear = linear_attention_forward(*every, mask, causal=causal, state=None if own is None else own.state)
         if own is not None:
@@ -342,7 +343,7 @@ def _attend_last(
     first = 0 if window is None else -window
     key, value = key[:, :, first:], value[:, :, first:]
     mask = None if mask is None else np.atleast_2d(mask)[..., first:]
-    rows = query.reshape(B, key.shape[1], -1, K)  # (B, G, H/G, K)
+    rows = query.reshape(B, key.shape[1], H // key.shape[1], K)  # (B, G, H/G, K)
     output, cache = scaled_dot_product_attention_forward(rows, key, value, mask, softcap=softcap)
     return output.reshape(B, H, 1, K), cache
 

@@ -227,24 +227,24 @@ def beam_search(
     continuations those that end go to the finished ones. Finished sequences compare by log p / ((5 + length) / 6)^alpha, the
     length counting the end token (Wu et al. 2016, equation 14; alpha 0.6 and 4 beams in Vaswani et al. 2017, section 6.1). A
     row is done when no open prefix can still win; what is open after `maximum` tokens counts as finished.
-    Raises ValueError for fewer than 1 beam, for alpha below 0, and for logits that are not finite.
+    Raises ValueError for fewer than 1 beam, for alpha below 0 or infinite, and for logits that are not finite.
     """
     if beams < 1:
         raise ValueError(f"beams: expected at least 1, got {beams}")
-    if not alpha >= 0:
-        raise ValueError(f"alpha: expected at least 0, got {alpha}")
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha: expected a finite number of at least 0, got {alpha}")
     decoder.restart()
     decoder.select(np.repeat(np.arange(batch), beams))
     prefixes: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(batch)]
     scores = np.full((batch, beams), -np.inf)
     scores[:, 0] = 0.0  # the beams of a row start equal: only one may branch
-    best = [Hypothesis([], -math.inf) for _ in range(batch)]
+    best = [Hypothesis([], -math.inf if maximum > 0 else 0.0) for _ in range(batch)]
     tokens = np.full((batch * beams, 1), start)
     open_rows = list(range(batch))
     for length in range(1, maximum + 1):
-        log_p = _log_softmax(_finite(decoder.append(tokens))).reshape(len(open_rows), beams, -1)
+        log_p = _log_softmax(_finite(decoder.append(tokens)))
         vocabulary = log_p.shape[-1]
-        totals = (scores[open_rows, :, None] + log_p).reshape(len(open_rows), -1)
+        totals = (scores[open_rows].reshape(-1, 1) + log_p).reshape(len(open_rows), beams * vocabulary)
         ranked = np.argsort(-totals, axis=-1, kind="stable")[:, : 2 * beams]
         parents, next_open, next_token_ids = [], [], []
         for index, row in enumerate(open_rows):

@@ -192,6 +192,7 @@ class MultiHeadAttention(nn.Module):
         if config.attention == "linear":
             state = None if past is None or self.cross else past.state
             if mask is not None:  # of earlier tokens the state holds what was not masked
+                mask = torch.atleast_1d(mask)
                 mask = mask[..., mask.shape[-1] - key.shape[2] :]
             output, state = linear_attention(query, key, value, mask, causal=causal, state=state)
             if past is not None and not self.cross:
@@ -207,7 +208,7 @@ class MultiHeadAttention(nn.Module):
         first = 0 if window is None else -window
         key, value = key[:, :, first:], value[:, :, first:]
         mask = None if mask is None else torch.atleast_2d(mask)[..., first:]
-        rows = query.reshape(B, key.shape[1], -1, K)  # (B, G, H/G, K)
+        rows = query.reshape(B, key.shape[1], H // key.shape[1], K)  # (B, G, H/G, K)
         return self._softmax_attention(rows, key, value, mask).reshape(B, H, 1, K)
 
     def _softmax_attention(

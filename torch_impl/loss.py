@@ -1,5 +1,6 @@
 """Cross-entropy, in nats per token."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,6 +18,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0,
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing: expected at least 0 and below 1, got {label_smoothing}")
+    if targets.is_floating_point() or targets.dtype == torch.bool:
+        raise ValueError(f"targets: expected integers, got {targets.dtype}")
+    targets = targets.long()  # torch takes no other integers, and as a byte -1 would be 255
     total = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]),
         targets.reshape(-1),

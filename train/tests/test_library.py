@@ -61,7 +61,10 @@ def test_a_layer_in_the_place_of_another_is_called(name):
     assert all(p.grad is not None for n, p in model.named_parameters() if n.endswith("added"))
 
 
-@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+HOOKS = [f"register_{when}_hook" for when in ("forward", "forward_pre", "full_backward", "full_backward_pre")]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
 def test_who_listens_to_a_projection_hears(hook):
     model, heard = model_of(), []
     getattr(model.blocks[0].attention.key, hook)(lambda *_: heard.append(1))
