@@ -204,6 +204,25 @@ def check_multi_head(name, config, shapes, B, T, S, cross, causal, dtypes, seed)
     check_operation(name, forward, backward, run_twin, arguments, **options)
 
 
+@pytest.mark.parametrize("attention", ["softmax", "linear"])
+def test_a_mask_may_be_one_number(attention):
+    """It broadcasts to every pair: to let all in is to have no mask."""
+    config = ModelConfig(width=8, heads=2, layers=1, attention=attention)
+    parameters = random_parameters(scope(parameter_shapes(config), "blocks.0.attention"), 0)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8))
+    module, own = twin.MultiHeadAttention(config, False), {n: torch.from_numpy(p) for n, p in parameters.items()}
+    for causal in (False, True):
+        plain, one = (
+            spec.multi_head_attention_forward(x, None, parameters, config, m, causal)[0] for m in (None, np.array(True))
+        )
+        assert (plain == one).all()
+        plain, one = (
+            torch.func.functional_call(module, own, (torch.from_numpy(x), None, m, causal))
+            for m in (None, torch.tensor(True))
+        )
+        assert torch.equal(plain, one)
+
+
 @given(sizes(1, 3), sizes(1, 7), sizes(1, 7), st.sampled_from([1, 2, 4]), st.booleans(), seeds)
 def test_equals_torch_multihead_attention(B, T, S, heads, causal, seed):
     """torch.nn.MultiheadAttention with copied weights, an implementation that is not ours: output and weights."""

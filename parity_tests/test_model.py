@@ -363,13 +363,15 @@ def test_float32_stays_float32(config, seed):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda config: spec_logits(config), lambda config: twin_logits(config)], ids=["spec", "twin"]
+    "make", [lambda *a, **b: spec_logits(*a, **b), lambda *a, **b: twin_logits(*a, **b)], ids=["spec", "twin"]
 )
 def test_errors(make):
     with pytest.raises(ValueError, match="tokens: expected at most 4, the learned positions, got 5"):
         make(ModelConfig(context=4, position="learned"))
     with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder"):
         make(ModelConfig(context=8, kind="encoder_decoder"))
+    with pytest.raises(ValueError, match="source: expected at most 5, the learned positions, got 6"):
+        make(ModelConfig(context=5, kind="encoder_decoder"), source=np.zeros((1, 6), np.int64))
 
 
 @pytest.mark.parametrize("name", ["kind", "position", "norm", "norm_position", "activation", "attention"])
@@ -387,14 +389,15 @@ def test_linear_attention_forms_no_weights():
         Transformer(config).attention_weights(torch.zeros((1, 5), dtype=torch.int64))
 
 
-def spec_logits(config):
-    return spec.model_forward(initialize(config, np.random.default_rng(0)), config, np.zeros((1, 5), np.int64))
+def spec_logits(config, source=None):
+    parameters, tokens = initialize(config, np.random.default_rng(0)), np.zeros((1, 5), np.int64)
+    return spec.model_forward(parameters, config, tokens, source=source)
 
 
-def twin_logits(config):
+def twin_logits(config, source=None):
     module = Transformer(config)
     module.load_parameters(initialize(config, np.random.default_rng(0)))
-    return module(torch.zeros((1, 5), dtype=torch.int64))
+    return module(torch.zeros((1, 5), dtype=torch.int64), source=None if source is None else torch.from_numpy(source))
 
 
 def test_parameter_count_of_a_small_model():

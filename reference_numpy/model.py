@@ -160,7 +160,8 @@ def _stack_forward(
 ) -> tuple[np.ndarray, StackCache]:
     """Embedding, L blocks, and the final norm that pre-norm needs, since nothing else normalises its stream."""
     start = 0 if past is None else past[0].own.length
-    x, embed_cache = _embed_forward(tokens, parameters, config, start, generator)
+    name = "source" if prefix == "encoder." else "tokens"
+    x, embed_cache = _embed_forward(tokens, parameters, config, start, generator, name)
     caches = []
     own = parts(scope(parameters, f"{prefix}blocks"))
     for layer in range(config.layers):
@@ -191,7 +192,12 @@ def _stack_backward(
 
 
 def _embed_forward(
-    tokens: np.ndarray, parameters: Parameters, config: ModelConfig, start: int, generator: np.random.Generator | None
+    tokens: np.ndarray,
+    parameters: Parameters,
+    config: ModelConfig,
+    start: int,
+    generator: np.random.Generator | None,
+    name: str = "tokens",
 ) -> tuple[np.ndarray, EmbedCache]:
     """Dropout(scale * token embedding + position), positions from `start` on (paper: sections 3.4, 3.5, 5.4)."""
     T = tokens.shape[1]
@@ -203,7 +209,7 @@ def _embed_forward(
     position_cache = None
     if config.position == "learned":
         if start + T > config.context:
-            raise ValueError(f"tokens: expected at most {config.context}, the learned positions, got {start + T}")
+            raise ValueError(f"{name}: expected at most {config.context}, the learned positions, got {start + T}")
         learned, position_cache = embedding_forward(positions, parameters["position_embedding.weight"])
         x = x + learned
     elif config.position == "sinusoidal":

@@ -114,7 +114,7 @@ class Transformer(Stack):
             raise ValueError(f"source: expected {expected} for kind {config.kind}{goes_on}, got {got}")
         memory = None
         if source is not None:
-            embedded = self._embed(source, 0, generator)
+            embedded = self._embed(source, 0, generator, "source")
             memory = self.encoder._run(embedded, _over_keys(source_padding), False, None, None, generator, None, keep)
         x = self._embed(tokens, past[0].own.length if past is not None else 0, generator)
         stack = self.decoder if config.kind == "encoder_decoder" else self
@@ -122,7 +122,7 @@ class Transformer(Stack):
         x = stack._run(x, _over_keys(padding), causal, memory, memory_mask, generator, past, keep)
         return linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
 
-    def _embed(self, tokens: Tensor, start: int, generator: Generator | None) -> Tensor:
+    def _embed(self, tokens: Tensor, start: int, generator: Generator | None, name: str = "tokens") -> Tensor:
         """Dropout(scale * token embedding + position), positions from `start` on."""
         stop = start + tokens.shape[1]
         x = self.token_embedding(tokens)
@@ -130,7 +130,7 @@ class Transformer(Stack):
             x = x * math.sqrt(self.config.width)
         if self.position_embedding is not None:
             if stop > self.config.context:
-                raise ValueError(f"tokens: expected at most {self.config.context}, the learned positions, got {stop}")
+                raise ValueError(f"{name}: expected at most {self.config.context}, the learned positions, got {stop}")
             x = x + self.position_embedding.weight[start:stop]
         elif self.config.position == "sinusoidal":
             x = x + sinusoidal_table(start, stop, self.config.width, x.dtype, x.device)

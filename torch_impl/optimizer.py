@@ -73,7 +73,8 @@ def export_state(model: Named, optimizer: torch.optim.Optimizer) -> tuple[int, P
 
 
 def import_state(model: Named, optimizer: torch.optim.Optimizer, step: int, first: Parameters, second: Parameters) -> None:
-    """The inverse of export_state, in each parameter's dtype and on its device."""
+    """The inverse of export_state, in each parameter's dtype and on its device. There is one count of steps: a parameter
+    that has had no gradient yet goes on as if it had."""
     for name, parameter in _named(model).items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(step), device=parameter.device),
