@@ -269,6 +269,15 @@ def test_the_buffers_of_decoding_double_when_they_are_full(key_value, widths):
         assert keep.key.shape[2] == keep.value.shape[2] == room
 
 
+def test_a_buffer_with_room_grows_beyond_it():
+    keep, tokens = twin.KeyValue(room=4), torch.arange(24.0).reshape(1, 1, 8, 3)
+    for stop in range(1, 9):
+        key, value = keep.append(tokens[:, :, stop - 1 : stop], -tokens[:, :, stop - 1 : stop])
+        assert torch.equal(key, tokens[:, :, :stop])
+        assert torch.equal(value, -tokens[:, :, :stop])
+        assert stop > 4 or keep.key.shape[2] == 4
+
+
 def test_cross_attention_needs_a_memory():
     """One of no tokens is one: every query gets 0, also from the cache. Without any, x is not taken for it."""
     config = ModelConfig(kind="encoder_decoder", width=4, heads=2, layers=1)

@@ -466,9 +466,18 @@ def test_positions_that_are_computed_have_no_last_one(position):
 
 
 def test_extrapolation_knows_no_context():
-    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=4, position="rotary")
-    assert spec.decoding_context(config, False) == 4
-    assert spec.decoding_context(config, True) is None
+    for position in ("sinusoidal", "rotary", "alibi", "none"):
+        config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=4, position=position)
+        assert spec.decoding_context(config, False) == 4
+        assert spec.decoding_context(config, True) is None
+
+
+def test_learned_positions_end_also_for_what_goes_on():
+    config = ModelConfig(vocabulary=5, width=4, heads=2, layers=1, context=4)
+    for decoder in decoders(config, random_parameters(parameter_shapes(config), 0)):
+        decoder.append(np.array([[1, 2, 3, 4]]))
+        with pytest.raises(ValueError, match="tokens: expected at most 4, the learned positions, got 5"):
+            decoder.append(np.array([[1]]))
 
 
 def test_probabilities_are_summed_in_float64():

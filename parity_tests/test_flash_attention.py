@@ -4,6 +4,8 @@ from functools import partial
 from unittest.mock import patch
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +16,7 @@ from reference_numpy import attention as plain
 from reference_numpy import flash_attention as tiled
 from reference_numpy.mask import allowed_pairs
 from reference_numpy.position import alibi_slopes
+from torch_impl import flash_attention as twin
 
 
 @given(
@@ -96,6 +99,16 @@ def test_scores_near_a_soft_cap():
             {"query": query, "key": key, "value": value},
             seed=0,
         )
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 2}, {"causal": True}], ids=str)
+def test_on_a_cpu_the_twins_is_in_float32_under_autocast(options):
+    query, key, value = torch.randn(3, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    expected = twin.flash_attention(query, key, value, **options)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = twin.flash_attention(query, key, value, **options)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 @given(sizes(1, 4), sizes(1, 11), sizes(1, 11), st.booleans(), st.sampled_from([None, 1, 3, 20]))

@@ -1,5 +1,6 @@
 """Linear layer: spec, twin and complex step."""
 
+import itertools
 import re
 
 import numpy as np
@@ -24,6 +25,20 @@ def test_parity(data, axes, inputs, outputs, rows, has_bias, seed):
     check_operation(
         "linear", linear_forward, linear_backward, linear, arguments, dtypes=("float64", "float32", "bfloat16"), seed=seed
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("wanted", list(itertools.product([False, True], repeat=3))[1:], ids=str)
+def test_what_is_frozen_has_no_gradient_and_the_rest_its_own(wanted, dtype):
+    generator = torch.Generator().manual_seed(0)
+    own = [torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((7, 5), (3, 5), (3,))]
+    upstream = torch.randn(7, 3, generator=generator, dtype=dtype)
+    every = [tensor.clone().requires_grad_() for tensor in own]
+    some = [tensor.clone().requires_grad_(on) for tensor, on in zip(own, wanted, strict=True)]
+    for tensors in (every, some):
+        linear(*tensors).backward(upstream)
+    for tensor, whole, on in zip(some, every, wanted, strict=True):
+        assert torch.equal(tensor.grad, whole.grad) if on else tensor.grad is None
 
 
 @given(st.data(), sizes(), sizes(), st.sampled_from([(), (1,), (1, 1)]), st.booleans(), seeds)

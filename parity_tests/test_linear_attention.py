@@ -83,6 +83,21 @@ def test_the_state_continues_where_it_stopped(K, first, second, causal, seed):
     assert_within(theirs.numpy(), truth[:, :, tail], bound[:, :, tail], "continued, twin")
 
 
+@pytest.mark.parametrize("far", [-300.0, -20.0, 800.0])
+@pytest.mark.parametrize("causal", [False, True])
+def test_features_far_from_0(far, causal):
+    """Of equal keys the weights are equal, however small or large; and no gradient is lost to inf."""
+    x, value = np.full((1, 1, 3, 2), far), np.full((1, 1, 3, 2), 2.0)
+    output, cache = spec.linear_attention_forward(x, x, value, causal=causal)
+    gradients = spec.linear_attention_backward(np.ones_like(output), cache)
+    tensors = [torch.tensor(array, requires_grad=True) for array in (x, x, value)]
+    theirs, _ = twin.linear_attention(*tensors, causal=causal)
+    theirs.sum().backward()
+    for found in (output, theirs.detach().numpy()):
+        assert (found == 2).all()
+    assert all(np.isfinite(found).all() for found in (*gradients, *(t.grad.numpy() for t in tensors)))
+
+
 def test_what_continues_a_state_has_no_backward():
     x = np.ones((1, 1, 3, 2))
     output, cache = spec.linear_attention_forward(x, x, x, causal=True)

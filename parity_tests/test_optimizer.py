@@ -266,6 +266,27 @@ def test_gradients_and_what_was_imported_stay_as_they_are():
     assert all((owned[name] == np.abs(before[name])).all() for name in owned)
 
 
+def test_muon_takes_each_groups_rate_and_leaves_what_has_no_gradient():
+    first, second, frozen = (torch.from_numpy(w) for w in np.random.default_rng(0).standard_normal((3, 3, 5)))
+    weights = [torch.nn.Parameter(first.clone()) for _ in range(2)] + [torch.nn.Parameter(frozen.clone())]
+    changed = twin.Muon([weights[0], weights[2]], 0.1)
+    changed.param_groups[0]["lr"] = 0.01
+    for weight, optimizer in ((weights[0], changed), (weights[1], twin.Muon([weights[1]], 0.01))):
+        weight.grad = second.clone()
+        optimizer.step()
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], frozen)
+
+
+def test_muon_multiplies_in_its_format():
+    weight = torch.nn.Parameter(torch.zeros(3, 5))
+    weight.grad = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5))).float()
+    twin.Muon([weight], 1.0, momentum=0.0, dtype=torch.bfloat16).step()
+    expected = -twin.newton_schulz(weight.grad[None], dtype=torch.bfloat16)[0]
+    assert torch.equal(weight.detach(), expected)
+    assert not torch.equal(expected, -twin.newton_schulz(weight.grad[None])[0])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_the_format_of_the_parameters_is_kept(dtype):
     """By every array that a step gives back, in the spec."""

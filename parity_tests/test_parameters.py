@@ -11,7 +11,7 @@ from parity_tests.strategies import configs, seeds
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count, parameter_shapes, parts, prefixed, scope
 from torch_impl.model import Transformer
-from torch_impl.parameters import gradients_as_numpy, parameters_as_numpy
+from torch_impl.parameters import as_numpy, gradients_as_numpy, parameters_as_numpy
 from torch_impl.parameters import initialize as twin_initialize
 
 
@@ -68,6 +68,10 @@ def test_initial_deviations(start):
         value = parameters[name]
         # the sample deviation of n normal numbers has a relative deviation of 1 / sqrt(2 n); five of these
         assert abs(value.std() / deviation - 1) <= 5 / np.sqrt(2 * value.size)
+    chosen = start(ModelConfig(width=256, layers=8, vocabulary=512, scale_embedding=True, tied=False, initial_deviation=0.2))
+    expected = {"token_embedding.weight": 256**-0.5, "head.weight": 0.2, "blocks.7.attention.output.weight": 0.2 / 4}
+    for name, deviation in expected.items():
+        assert abs(chosen[name].std() / deviation - 1) <= 5 / np.sqrt(2 * chosen[name].size)  # as above
     zeroed = start(ModelConfig(zero_projections=True))
     assert (zeroed["blocks.0.attention.output.weight"] == 0).all()
     assert (zeroed["blocks.0.feed_forward.down.weight"] == 0).all()
@@ -121,6 +125,13 @@ def test_loading_errors():
         module.load_parameters(parameters | {"other": np.zeros(2)})
     with pytest.raises(ValueError, match=f"parameters: {name}: expected one of this name, got none"):
         module.load_parameters({n: v for n, v in parameters.items() if n != name})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_half_precision_goes_to_numpy_as_float32(dtype):
+    found = as_numpy(torch.tensor([1.5], dtype=dtype))
+    assert found.dtype == (np.float64 if dtype == torch.float64 else np.float32)
+    assert found == 1.5
 
 
 def test_a_parameter_without_gradient_has_gradient_zero():

@@ -161,3 +161,11 @@ def test_a_trace_leaves_no_table_behind():
     with torch._subclasses.FakeTensorMode():
         twin.sinusoidal_table(*arguments)
     assert type(twin.sinusoidal_table(*arguments)) is torch.Tensor
+
+
+def test_tables_are_remembered_for_each_format_and_device():
+    for dtype in (torch.float32, torch.float64):
+        for device in ("cpu", "meta", "cpu"):
+            where = dtype, torch.device(device)
+            tables = twin.sinusoidal_table(2, 5, 4, *where), *twin.rotary_tables(2, 5, 4, *where)
+            assert {(table.dtype, table.device) for table in tables} == {where}
