@@ -141,6 +141,13 @@ ACTIVATION = (
 
 LINEAR = (
     Mutant(
+        "twin_bias_needs_its_weight",
+        "Where the weight is frozen and only the bias learns, the bias gets no gradient.",
+        "torch_impl/linear.py",
+        "d_rows.sum(dim=0) if wanted_bias else None",
+        "d_rows.sum(dim=0) if wanted_weight and wanted_bias else None",
+    ),
+    Mutant(
         "weight_gradient_transposed",
         "The gradient of the weight comes out as (in, out), while the weight is (out, in).",
         "reference_numpy/linear.py",
@@ -1158,6 +1165,13 @@ FLASH_ATTENTION = (
 
 LINEAR_ATTENTION = (
     Mutant(
+        "twin_linear_attention_with_epsilon",
+        "A normalizer below a small number counts as nothing: far below 0 all weights are lost.",
+        "torch_impl/linear_attention.py",
+        "torch.where(normalizer == 0, 1, normalizer)",
+        "normalizer.clamp(min=1e-12)",
+    ),
+    Mutant(
         "linear_attention_not_normalised",
         "The sum of the values is not divided by the sum of the weights.",
         "reference_numpy/linear_attention.py",
@@ -1289,6 +1303,13 @@ FEED_FORWARD = (
 )
 
 BLOCK = (
+    Mutant(
+        "twin_recomputing_leaves_the_stream_behind",
+        "After a block was computed again the stream stays there: the next step drops the same units.",
+        "torch_impl/block.py",
+        "_set_state(self._stream, self._then)",
+        "pass",
+    ),
     Mutant(
         "no_residual",
         "The sub-layer's output replaces the stream instead of adding to it: deep models do not learn.",
@@ -1650,6 +1671,13 @@ OPTIMIZER = (
         "torch_impl/optimizer.py",
         'nesterov = torch._foreach_add(gradients, momenta, alpha=group["momentum"])',
         'torch._foreach_add_(gradients, momenta, alpha=group["momentum"])\n                nesterov = gradients',
+    ),
+    Mutant(
+        "twin_muon_keeps_its_first_rate",
+        "The schedule writes the learning rate into the groups, and the step reads the first one.",
+        "torch_impl/optimizer.py",
+        'alpha=-group["lr"] *',
+        'alpha=-self.defaults["lr"] *',
     ),
     Mutant(
         "muon_forgets_the_options_of_the_rest",
