@@ -254,7 +254,6 @@ def test_gradients_and_what_was_imported_stay_as_they_are():
     muon, adamw = twin.Muon(hidden.values(), 1e-2), twin.adamw(rest, 1e-2)
     before = {name: m.copy() for name, m in moments.items()}
     muon.import_state(model, {name: moments[name] for name in hidden})
-    twin.import_state(rest, adamw, 3, *({name: np.abs(moments[name]) for name in rest} for _ in range(2)))
     owned = {name: np.abs(moments[name]) for name in rest}
     twin.import_state(rest, adamw, 3, owned, owned)
     for _ in range(2):

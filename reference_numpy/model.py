@@ -197,7 +197,7 @@ def _embed_forward(
     config: ModelConfig,
     start: int,
     generator: np.random.Generator | None,
-    name: str = "tokens",
+    name: str,
 ) -> tuple[np.ndarray, EmbedCache]:
     """Dropout(scale * token embedding + position), positions from `start` on (paper: sections 3.4, 3.5, 5.4)."""
     T = tokens.shape[1]
