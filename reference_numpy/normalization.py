@@ -50,7 +50,7 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
     projection = _mean_product(d_n, normalized)
     d_x = inverse * (d_n - _mean(d_n) - normalized * projection)
     d_bias = _sum_rows(d_y) if has_bias else None
-    return d_x, _sum_rows(d_y * normalized), d_bias
+    return d_x, _sum_rows_product(d_y, normalized), d_bias
 
 
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray, epsilon: float = 1e-5) -> tuple[np.ndarray, NormCache]:
@@ -65,7 +65,7 @@ def rms_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, np
     normalized, inverse, weight, _ = cache
     d_n = d_y * weight
     projection = _mean_product(d_n, normalized)
-    return inverse * (d_n - normalized * projection), _sum_rows(d_y * normalized)
+    return inverse * (d_n - normalized * projection), _sum_rows_product(d_y, normalized)
 
 
 def norm_forward(x: np.ndarray, parameters: Parameters, config: ModelConfig) -> tuple[np.ndarray, NormCache]:
@@ -97,3 +97,9 @@ def _mean_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _sum_rows(x: np.ndarray) -> np.ndarray:
     """Sum over every axis but the last: what a parameter shared by all rows collects."""
     return x.sum(axis=tuple(range(x.ndim - 1)))
+
+
+def _sum_rows_product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """_sum_rows(a * b), whose product is never an array."""
+    D = a.shape[-1]
+    return np.einsum("ni,ni->i", a.reshape(-1, D), b.reshape(-1, D))

@@ -75,7 +75,11 @@ class NumpyBackend:
         losses, gradients, generators = zip(*self._threads.map(of_share, self._threads.shares(batch)), strict=True)
         if dropout is not None:  # all have drawn the same
             dropout.bit_generator.state = generators[0].bit_generator.state
-        return sum(losses), functools.reduce(_add, gradients)
+
+        def of_group(names: Sequence[str]) -> Arrays:
+            return functools.reduce(_add, [{name: part[name] for name in names} for part in gradients])
+
+        return sum(losses), functools.reduce(operator.or_, self._threads.map(of_group, self._threads.groups(gradients[0])))
 
     def _update(self, gradients: Arrays, learning_rate: float) -> None:
         """The optimizer's step; it takes each parameter by itself, so every thread takes some."""
