@@ -706,6 +706,9 @@ def test_errors():
     generator = np.random.default_rng(0)
     with pytest.raises(ValueError, match="tokens: expected at least 1 token to go on from, got 0"):
         spec.generate(parameters, config, np.zeros(0, np.int64), 3, generator)
+    for decoder in decoders(config, parameters):
+        with pytest.raises(ValueError, match="tokens: expected at least 1 to append, got 0"):
+            decoder.append(np.zeros((1, 0), np.int64))
     with pytest.raises(ValueError, match="count: expected at least 0 tokens, got -1"):
         spec.generate(parameters, config, np.zeros(1, np.int64), -1, generator)
     with pytest.raises(ValueError, match="extrapolate: expected positions that are computed, got learned ones"):

@@ -375,8 +375,25 @@ def test_errors(make):
         make(ModelConfig(context=4, position="learned"))
     with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder"):
         make(ModelConfig(context=8, kind="encoder_decoder"))
+    source = np.zeros((1, 6), np.int64)
     with pytest.raises(ValueError, match="source: expected at most 5, the learned positions, got 6"):
-        make(ModelConfig(context=5, kind="encoder_decoder"), source=np.zeros((1, 6), np.int64))
+        make(ModelConfig(context=5, kind="encoder_decoder"), source=source)
+    for padding in (np.ones((1, 4), bool), np.ones(5, bool), np.ones((2, 5), bool), np.ones((1, 5))):
+        with pytest.raises(ValueError, match=r"^padding: expected bool of shape \(B, S\) = \(1, 5\), got "):
+            make(ModelConfig(context=8), padding=padding)
+    with pytest.raises(
+        ValueError, match=r"^source_padding: expected bool of shape \(B, S\) = \(1, 6\), got .*bool \(1, 5\)"
+    ):
+        make(ModelConfig(context=8, kind="encoder_decoder"), source=source, source_padding=np.ones((1, 5), bool))
+    with pytest.raises(
+        ValueError, match=r"^source_padding: expected bool of shape \(B, S\) = \(1, 0\), got .*bool \(1, 5\)"
+    ):
+        make(ModelConfig(context=8), source_padding=np.ones((1, 5), bool))
+
+
+def test_a_token_of_the_source_out_of_range_is_named():
+    with pytest.raises(ValueError, match="source: expected 0 to 64, got 0 to 65"):
+        spec_logits(ModelConfig(context=8, kind="encoder_decoder"), source=np.array([[0, 65]]))
 
 
 @pytest.mark.parametrize("name", ["kind", "position", "norm", "norm_position", "activation", "attention"])
@@ -394,15 +411,16 @@ def test_linear_attention_forms_no_weights():
         Transformer(config).attention_weights(torch.zeros((1, 5), dtype=torch.int64))
 
 
-def spec_logits(config, source=None):
+def spec_logits(config, **arguments):
     parameters, tokens = initialize(config, np.random.default_rng(0)), np.zeros((1, 5), np.int64)
-    return spec.model_forward(parameters, config, tokens, source=source)
+    return spec.model_forward(parameters, config, tokens, **arguments)
 
 
-def twin_logits(config, source=None):
+def twin_logits(config, **arguments):
     module = Transformer(config)
     module.load_parameters(initialize(config, np.random.default_rng(0)))
-    return module(torch.zeros((1, 5), dtype=torch.int64), source=None if source is None else torch.from_numpy(source))
+    arguments = {name: torch.from_numpy(array) for name, array in arguments.items()}
+    return module(torch.zeros((1, 5), dtype=torch.int64), **arguments)
 
 
 def test_parameter_count_of_a_small_model():

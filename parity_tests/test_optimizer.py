@@ -277,6 +277,11 @@ def test_muon_takes_each_groups_rate_and_leaves_what_has_no_gradient():
     assert torch.equal(weights[2], frozen)
 
 
+def test_no_parameters():
+    with pytest.raises(ValueError, match="empty parameter list"):
+        twin.adamw({}, 0.1)
+
+
 def test_muon_multiplies_in_its_format():
     weight = torch.nn.Parameter(torch.zeros(3, 5))
     weight.grad = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5))).float()

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
@@ -75,17 +76,18 @@ class ModelConfig:
         for name, words in CHOICES.items():
             require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
         for name in ("vocabulary", "context", "width", "layers", "heads"):
-            require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+            require(_counts(getattr(self, name)), name, "an integer of at least 1", getattr(self, name))
         require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
         groups = self.key_value_heads
         require(
-            groups is None or (groups >= 1 and self.heads % groups == 0),
+            groups is None or (_counts(groups) and self.heads % groups == 0),
             "key_value_heads",
             f"a divisor of the heads {self.heads}",
             groups,
         )
-        require(self.feed_forward is None or self.feed_forward >= 1, "feed_forward", "at least 1", self.feed_forward)
-        require(self.window is None or self.window >= 1, "window", "at least 1 token", self.window)
+        for name in ("feed_forward", "window"):
+            value = getattr(self, name)
+            require(value is None or _counts(value), name, "an integer of at least 1", value)
         require(self.softcap is None or 0 < self.softcap < math.inf, "softcap", "a finite number above 0", self.softcap)
         require(0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
         require(0 < self.norm_epsilon < math.inf, "norm_epsilon", "a finite number above 0", self.norm_epsilon)
@@ -118,6 +120,11 @@ class ModelConfig:
     def inner_width(self) -> int:
         """F with its default filled in."""
         return 4 * self.width if self.feed_forward is None else self.feed_forward
+
+
+def _counts(value: object) -> bool:
+    """Whether there can be so many of something: an integer from 1 on."""
+    return isinstance(value, Integral) and int(value) >= 1
 
 
 def require(holds: bool, name: str, expected: str, got: object) -> None:

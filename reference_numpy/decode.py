@@ -22,7 +22,7 @@ class Decoder(Protocol):
     """Tokens that the model may look at; None where its positions set no limit."""
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
-        """Add tokens (B, n) to the sequences; logits (B, V) for the token after the last."""
+        """Add tokens (B, n), n at least 1, to the sequences; logits (B, V) for the token after the last."""
 
     def select(self, rows: np.ndarray) -> None:
         """Go on with these rows of the batch, (B',) integers, in this order; a row may be taken twice."""
@@ -59,6 +59,8 @@ class CachedDecoder:
         self._past = [BlockPast() for _ in range(self._config.layers)] if self._cached else None
 
     def append(self, tokens: np.ndarray) -> np.ndarray:
+        if tokens.shape[1] == 0:
+            raise ValueError("tokens: expected at least 1 to append, got 0")
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
         source = None if self._cached and self._tokens is not None else self._source

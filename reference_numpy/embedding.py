@@ -12,17 +12,17 @@ class EmbeddingCache(NamedTuple):
     weight: np.ndarray
 
 
-def embedding_forward(tokens: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, EmbeddingCache]:
+def embedding_forward(tokens: np.ndarray, weight: np.ndarray, name: str = "tokens") -> tuple[np.ndarray, EmbeddingCache]:
     """Look up y[..., :] = weight[token].
 
     Shapes: tokens (...) integers in 0..V-1, weight (V, D); output (..., D). Raises ValueError for a token out of range, and
-    for what is no integer.
+    for what is no integer; it calls them `name`.
     """
     if tokens.dtype.kind not in "iu":
-        raise ValueError(f"tokens: expected integers, got {tokens.dtype}")
+        raise ValueError(f"{name}: expected integers, got {tokens.dtype}")
     vocabulary = weight.shape[0]
     if tokens.size and not (0 <= tokens.min() and tokens.max() < vocabulary):
-        raise ValueError(f"tokens: expected 0 to {vocabulary - 1}, got {tokens.min()} to {tokens.max()}")
+        raise ValueError(f"{name}: expected 0 to {vocabulary - 1}, got {tokens.min()} to {tokens.max()}")
     return weight[tokens], EmbeddingCache(tokens, weight)
 
 

@@ -12,6 +12,18 @@ def padding_mask(lengths: np.ndarray, S: int) -> np.ndarray:
     return np.arange(S) < lengths[:, None]
 
 
+def over_keys(padding: np.ndarray | None, name: str, B: int, S: int) -> np.ndarray | None:
+    """(B, S), True for a real token -> (B, 1, 1, S): every head and query may attend to the real tokens; None stays None.
+
+    Raises ValueError, naming the argument, for what is not bool or has another shape.
+    """
+    if padding is None:
+        return None
+    if padding.dtype != bool or padding.shape != (B, S):
+        raise ValueError(f"{name}: expected bool of shape (B, S) = {(B, S)}, got {padding.dtype} {padding.shape}")
+    return padding[:, None, None, :]
+
+
 def only_seen(x: np.ndarray, seen: np.ndarray | None) -> np.ndarray:
     """x (B, H, S, K) where `seen`, (B, H, S, 1) or None for everywhere, and 0 elsewhere.
 

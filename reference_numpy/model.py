@@ -11,6 +11,7 @@ from reference_numpy.dropout import DropoutCache, dropout_backward, dropout_forw
 from reference_numpy.embedding import EmbeddingCache, embedding_backward, embedding_forward
 from reference_numpy.linear import LinearCache, linear_backward, linear_forward
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
+from reference_numpy.mask import over_keys
 from reference_numpy.normalization import NormCache, norm_backward, norm_forward
 from reference_numpy.parameters import Parameters, parts, prefixed, scope
 from reference_numpy.position import sinusoidal_table
@@ -59,31 +60,28 @@ def model_forward(
     bool, True for a real token. `generator` switches dropout on and is its random stream. `past`, one empty BlockPast per
     block at first, makes the call continue earlier tokens: then only the new ones are given, padding covers all of them,
     and an encoder-decoder needs no source, but its source_padding again. There is no backward pass then.
-    Raises ValueError for a source where none belongs or none where one does, and for a length beyond learned positions.
+    Raises ValueError for a source where none belongs or none where one does, for padding of another shape, for a token out
+    of range, and for a length beyond learned positions.
     """
-    started = past is not None and past[0].own.length > 0
+    start, S = (0, 0) if past is None else (past[0].own.length, past[0].memory.length)
+    started = start > 0
     wants_source = config.kind == "encoder_decoder" and not started
     if wants_source != (source is not None):
         expected, got = ("one", "none") if wants_source else ("none", "one")
         goes_on = " that goes on from a past" if started else ""
         raise ValueError(f"source: expected {expected} for kind {config.kind}{goes_on}, got {got}")
+    B, T = tokens.shape
+    mask = over_keys(padding, "padding", B, start + T)
+    S = S if source is None else source.shape[1]
+    source_mask = over_keys(source_padding, "source_padding", B, S)
     encoder_cache = memory = None
     if source is not None:
         memory, encoder_cache = _stack_forward(
-            source, parameters, "encoder.", config, _over_keys(source_padding), False, None, None, generator, None
+            source, parameters, "encoder.", config, source_mask, False, None, None, generator, None
         )
     prefix, causal = ("decoder." if config.kind == "encoder_decoder" else ""), config.kind != "encoder"
     hidden, stack_cache = _stack_forward(
-        tokens,
-        parameters,
-        prefix,
-        config,
-        _over_keys(padding),
-        causal,
-        memory,
-        _over_keys(source_padding),
-        generator,
-        past,
+        tokens, parameters, prefix, config, mask, causal, memory, source_mask, generator, past
     )
     head = parameters["token_embedding.weight"] if config.tied else parameters["head.weight"]
     logits, head_cache = linear_forward(hidden, head)  # (B, T, V)
@@ -201,7 +199,7 @@ def _embed_forward(
 ) -> tuple[np.ndarray, EmbedCache]:
     """Dropout(scale * token embedding + position), positions from `start` on (paper: sections 3.4, 3.5, 5.4)."""
     T = tokens.shape[1]
-    x, token_cache = embedding_forward(tokens, parameters["token_embedding.weight"])  # (B, T, D)
+    x, token_cache = embedding_forward(tokens, parameters["token_embedding.weight"], name)  # (B, T, D)
     scale = math.sqrt(config.width) if config.scale_embedding else 1.0
     if config.scale_embedding:
         x = x * scale
@@ -225,11 +223,6 @@ def _embed_backward(d_x: np.ndarray, cache: EmbedCache) -> Parameters:
     if cache.position is not None:
         d_parameters["position_embedding.weight"] = embedding_backward(d_x.sum(axis=0), cache.position)
     return d_parameters | {"token_embedding.weight": embedding_backward(d_x * cache.scale, cache.token)}
-
-
-def _over_keys(padding: np.ndarray | None) -> np.ndarray | None:
-    """(B, S), True for a real token -> (B, 1, 1, S): every head and query may attend to the real tokens."""
-    return None if padding is None else padding[:, None, None, :]
 
 
 def _add(total: Parameters, more: Parameters) -> Parameters:

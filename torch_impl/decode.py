@@ -55,6 +55,8 @@ class CachedDecoder:
 
     @torch.inference_mode()
     def append(self, tokens: np.ndarray) -> np.ndarray:
+        if tokens.shape[1] == 0:
+            raise ValueError("tokens: expected at least 1 to append, got 0")
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
         source = None if self._cached and self._tokens is not None else self._source

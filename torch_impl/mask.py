@@ -12,6 +12,18 @@ def padding_mask(lengths: Tensor, S: int) -> Tensor:
     return torch.arange(S, device=lengths.device) < lengths[:, None]
 
 
+def over_keys(padding: Tensor | None, name: str, B: int, S: int) -> Tensor | None:
+    """(B, S), True for a real token -> (B, 1, 1, S): every head and query may attend to the real tokens; None stays None.
+
+    Raises ValueError as the spec does.
+    """
+    if padding is None:
+        return None
+    if padding.dtype != torch.bool or padding.shape != (B, S):
+        raise ValueError(f"{name}: expected bool of shape (B, S) = {(B, S)}, got {padding.dtype} {tuple(padding.shape)}")
+    return padding[:, None, None, :]
+
+
 def only_seen(x: Tensor, seen: Tensor | None) -> Tensor:
     """x (B, H, S, K) where `seen`, (B, H, S, 1) or None for everywhere, and 0 elsewhere: for keys and values that no query
     may attend to."""

@@ -13,6 +13,7 @@ from torch_impl.block import Block, BlockPast, drop, recomputed
 from torch_impl.dropout import Generator
 from torch_impl.embedding import Embedding
 from torch_impl.linear import Linear, linear
+from torch_impl.mask import over_keys
 from torch_impl.normalization import Norm
 from torch_impl.parameters import initialize, load_parameters, parameters_as_numpy
 from torch_impl.position import sinusoidal_table
@@ -106,20 +107,24 @@ class Transformer(Stack):
         Raises ValueError as the spec does.
         """
         config = self.config
-        started = past is not None and past[0].own.length > 0
+        start, S = (0, 0) if past is None else (past[0].own.length, past[0].memory.length)
+        started = start > 0
         wants_source = config.kind == "encoder_decoder" and not started
         if wants_source != (source is not None):
             expected, got = ("one", "none") if wants_source else ("none", "one")
             goes_on = " that goes on from a past" if started else ""
             raise ValueError(f"source: expected {expected} for kind {config.kind}{goes_on}, got {got}")
+        B, T = tokens.shape
+        mask = over_keys(padding, "padding", B, start + T)
+        S = S if source is None else source.shape[1]
+        source_mask = over_keys(source_padding, "source_padding", B, S)
         memory = None
         if source is not None:
             embedded = self._embed(source, 0, generator, "source")
-            memory = self.encoder._run(embedded, _over_keys(source_padding), False, None, None, generator, None, keep)
-        x = self._embed(tokens, past[0].own.length if past is not None else 0, generator)
+            memory = self.encoder._run(embedded, source_mask, False, None, None, generator, None, keep)
+        x = self._embed(tokens, start, generator)
         stack = self.decoder if config.kind == "encoder_decoder" else self
-        causal, memory_mask = config.kind != "encoder", _over_keys(source_padding)
-        x = stack._run(x, _over_keys(padding), causal, memory, memory_mask, generator, past, keep)
+        x = stack._run(x, mask, config.kind != "encoder", memory, source_mask, generator, past, keep)
         return linear(x, self.token_embedding.weight) if self.head is None else self.head(x)
 
     def _embed(self, tokens: Tensor, start: int, generator: Generator | None, name: str = "tokens") -> Tensor:
@@ -173,8 +178,3 @@ class Transformer(Stack):
 
 
 PARTS = ("attention", "cross_attention")
-
-
-def _over_keys(padding: Tensor | None) -> Tensor | None:
-    """(B, S), True for a real token -> (B, 1, 1, S): every head and query may attend to the real tokens."""
-    return None if padding is None else padding[:, None, None, :]

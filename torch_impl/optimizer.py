@@ -30,7 +30,7 @@ def adamw(
         lr=learning_rate,
         betas=(beta1, beta2),
         eps=epsilon,
-        fused=next(iter(parameters.values())).device.type in ("cpu", "cuda", "mps"),
+        fused=all(parameter.device.type in ("cpu", "cuda", "mps") for parameter in parameters.values()),
     )
 
 
