@@ -117,6 +117,7 @@ class Trainer:
         self._unheard = False  # whether whoever read our output has gone
         self._lowest = math.inf  # estimate of the validation loss, nats per target
         self._undo: dict[Path, bytes] = {}  # files of a resumed run as they were, until it has saved
+        self._unwanted: list[Path] = []  # models that a resumed run kept and no longer averages, until it saves
         self.training_seconds = self.evaluation_seconds = 0.0
 
     def run(self, on_step: Callable[[int], None] | None = None) -> Outcome:
@@ -124,7 +125,8 @@ class Trainer:
 
         `on_step` is called after every step with the number of steps done, for experiments that look inside.
         Raises: Interrupted after Ctrl-C or another signal to end, with a checkpoint saved; ValueError when the loss is not
-        finite; MemoryError. What fails before it has saved leaves a resumed run as it was."""
+        finite; MemoryError. What fails before it has saved leaves a resumed run as it was, but for models that are later
+        than its state."""
         try:
             self._train(on_step)
         except (MemoryError, RuntimeError) as error:
@@ -184,6 +186,7 @@ class Trainer:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._diverged(f"a parameter or what the optimizer keeps became NaN or inf by step {self.step}")
         parameters = {n.removeprefix(PARAMETERS): array for n, array in arrays.items() if n.startswith(PARAMETERS)}
+        self._remove_unwanted()
         if self.config.average > 1 and self._is_kept(self.step):
             self._save_model(run_folder.KEPT.format(step=self.step), parameters)
             self._remove(path for _, path in run_folder.kept(self.folder)[: -self.config.average])
@@ -240,8 +243,10 @@ class Trainer:
             self._undo = {path: path.read_bytes() for path in changing if path.exists()}
         estimates = {r["step"]: r["validation_loss"] for r in run_folder.read_log(self.folder) if r.get("exact") is False}
         self._lowest = self.processes.agreed(min((estimates.get(number, math.inf) for number in best), default=math.inf))
-        self._remove(path for number, path in kept if number not in wanted)
         self._remove(path for number, path in later if number > step)
+        self._unwanted = [path for number, path in kept if number not in wanted]
+        if step == self.config.steps:  # nothing will be saved any more
+            self._remove_unwanted()
 
     def _incomplete(self, error: Exception) -> ValueError:
         return ValueError(f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}")
@@ -263,6 +268,10 @@ class Trainer:
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths if self.processes.writes else ():
             path.unlink()
+
+    def _remove_unwanted(self) -> None:
+        self._remove(self._unwanted)
+        self._unwanted = []
 
     def _advance(self, bar: tqdm) -> None:
         """One step, timed and, when its turn comes, logged."""

@@ -83,6 +83,14 @@ def test_what_would_be_a_false_claim_is_refused_and_loses_nothing(finished, chan
     assert snapshot(Path(finished.resume)) == before
 
 
+def test_what_diverges_before_it_saves_keeps_all_models(finished):
+    """Also those that its new options would not average."""
+    before = snapshot(Path(finished.resume))
+    with pytest.raises(ValueError, match="the loss became"), np.errstate(all="ignore"):
+        train_and_report(replace(finished, steps=40, average=1, checkpoint_every=0, learning_rate=1e200, clip_norm=0.0))
+    assert snapshot(Path(finished.resume)) == before
+
+
 def test_an_average_of_kept_models_and_of_those_to_come(finished):
     folder = train_and_report(replace(finished, steps=14, average=3)).folder
     assert [step for step, _ in run_folder.kept(folder)] == [10, 12, 14]
@@ -239,14 +247,13 @@ def test_an_echo_of_a_signal_is_not_a_second_one(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
 def test_a_lost_terminal_saves_and_nohup_is_left_alone():
-    with _Interrupts() as interrupts:
-        signal.raise_signal(signal.SIGHUP)
-        assert interrupts.seen
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.getsignal(signal.SIGHUP)  # which nohup may have set for these tests
     try:
-        with _Interrupts() as interrupts:
-            signal.raise_signal(signal.SIGHUP)
-            assert not interrupts.seen
+        for start, seen in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, start)
+            with _Interrupts() as interrupts:
+                signal.raise_signal(signal.SIGHUP)
+                assert interrupts.seen == seen
     finally:
         signal.signal(signal.SIGHUP, before)
 
