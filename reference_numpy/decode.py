@@ -50,7 +50,7 @@ class CachedDecoder:
     ) -> None:
         self.context = decoding_context(config, extrapolate)
         self._parameters, self._config, self._cached = parameters, config, cached
-        self._given = source, source_padding
+        self._given = None if source is None else source.copy(), None if source_padding is None else source_padding.copy()
         self.restart()
 
     def restart(self) -> None:

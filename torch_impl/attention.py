@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from reference_numpy.config import ModelConfig
 from torch_impl.derivative import in_torch_func
 from torch_impl.flash_attention import flash_attention
-from torch_impl.linear import Linear, PackedLinear, is_plain, linear
+from torch_impl.linear import Linear, PackedLinear, are_joinable, linear
 from torch_impl.linear_attention import linear_attention
 from torch_impl.mask import allowed_pairs, check_attention_shapes, only_seen
 from torch_impl.normalization import Norm
@@ -150,7 +150,7 @@ class MultiHeadAttention(nn.Module):
     def _project(self, x: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, K), keys and values (B, G, S, K). In training one product makes all three of self-attention;
         in evaluation it would take longer to put the weights together."""
-        apart = self.together is None and not (torch.is_grad_enabled() and all(map(is_plain, self.projections)))
+        apart = self.together is None and not (torch.is_grad_enabled() and are_joinable(self.projections))
         if memory is not None or apart:
             memory = x if memory is None else memory
             query, key, value = self.query(x), self.key(memory), self.value(memory)
@@ -166,8 +166,8 @@ class MultiHeadAttention(nn.Module):
             together: Tensor = self.together(x)
             return together
         weight = torch.cat([layer.weight for layer in self.projections])
-        bias = torch.cat([layer.bias for layer in self.projections if layer.bias is not None]) if self.config.bias else None
-        return linear(x, weight, bias)
+        biases: list[Tensor] = [layer.bias for layer in self.projections if layer.bias is not None]
+        return linear(x, weight, torch.cat(biases) if biases else None)
 
     def _attend(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor
 from reference_numpy.decode import decoding_context, sample
 from torch_impl.attention import MultiHeadAttention
 from torch_impl.block import BlockPast
-from torch_impl.linear import PackedLinear, is_plain
+from torch_impl.linear import PackedLinear, are_joinable, is_plain
 from torch_impl.model import Transformer
 from torch_impl.parameters import as_numpy
 from torch_impl.position import make_tables_constant
@@ -44,7 +44,7 @@ class CachedDecoder:
         # A buffer of another size would be translated anew, and so would one that is full.
         self._room = model.config.context + 1 if compiled else 0
         self._step = _translated(self._model) if compiled else self._model
-        self._given = self._tensor(source), self._tensor(source_padding)
+        self._given = self._integers(source, "source"), self._tensor(source_padding)
         self.restart()
 
     def restart(self) -> None:
@@ -60,7 +60,7 @@ class CachedDecoder:
         if not self._cached and self._tokens is not None:
             tokens = np.concatenate((self._tokens, tokens), axis=1)
         source = None if self._cached and self._tokens is not None else self._source
-        new = self._tensor(tokens)
+        new = self._integers(tokens, "tokens")
         assert new is not None
         goes_on = self._cached and self._tokens is not None and new.shape[1] == 1
         model = self._step if goes_on else self._model
@@ -79,13 +79,15 @@ class CachedDecoder:
         self._source = None if self._source is None else self._source[index]
         self._source_padding = None if self._source_padding is None else self._source_padding[index]
 
-    def _tensor(self, array: np.ndarray | None) -> Any:
-        """On the device; integers of any kind as torch's embedding wants them. Raises ValueError for other numbers."""
-        if array is None:
-            return None
-        if array.dtype.kind not in "iub":
-            raise ValueError(f"tokens: expected integers, got {array.dtype}")
-        return torch.as_tensor(np.array(array, bool if array.dtype == bool else np.int64), device=self._model.device)
+    def _integers(self, array: np.ndarray | None, name: str) -> Tensor | None:
+        """On the device, integers of any kind as torch's embedding wants them. Raises ValueError for other numbers."""
+        if array is not None and array.dtype.kind not in "iu":
+            raise ValueError(f"{name}: expected integers, got {array.dtype}")
+        return self._tensor(None if array is None else array.astype(np.int64))
+
+    def _tensor(self, array: np.ndarray | None) -> Tensor | None:
+        """A copy on the device."""
+        return None if array is None else torch.as_tensor(np.array(array), device=self._model.device)
 
 
 def generate(
@@ -124,7 +126,7 @@ def _packed(model: Transformer, bfloat16: bool, compiled: bool) -> Transformer:
     logits decide."""
     packed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for module in list(packed.modules()):
-        if isinstance(module, MultiHeadAttention) and not module.cross and all(map(is_plain, module.projections)):
+        if isinstance(module, MultiHeadAttention) and not module.cross and are_joinable(module.projections):
             module.together = PackedLinear(module.projections, bfloat16, compiled)
             del module.query, module.key, module.value
         for name, child in module.named_children():

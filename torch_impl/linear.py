@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from torch_impl.derivative import exporting, first_derivative, in_torch_func
 
@@ -39,9 +40,15 @@ class Linear(nn.Module):
 
 def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
     """Whether x W^T + b is all that a call of the layer does, so that its parameters may be used without the call: nothing
-    was put in its place (as for LoRA or pruning), nobody listens to it."""
+    was put in its place (as for LoRA or pruning) or in that of its forward, nobody listens to it or to all modules."""
     listeners = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is Linear and not any(listeners)
+    itself = type(layer) is Linear and "forward" not in layer.__dict__
+    return itself and not any(listeners) and not _has_any_global_hook()
+
+
+def are_joinable(layers: Sequence[nn.Module]) -> TypeGuard[Sequence[Linear]]:
+    """Whether one product can stand for those of several layers: all are plain, and all of them have a bias or none."""
+    return all(map(is_plain, layers)) and len({layer.bias is None for layer in layers}) == 1
 
 
 class PackedLinear(nn.Module):

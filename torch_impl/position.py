@@ -9,20 +9,21 @@ import torch
 from torch import Tensor
 
 from reference_numpy import position as spec
-from torch_impl.derivative import own_backward
+from torch_impl.derivative import in_torch_func, own_backward
 
 LENGTH = 1024  # positions in a table at least; a longer one has twice as many, and so on: few tables serve all lengths
 Tables = Callable[..., tuple[Tensor, ...]]
 
 
 def _remembered(make: Tables) -> Tables:
-    """`make`, which gives the same arguments the same tensors again; not those of a trace, which have no numbers."""
+    """`make`, which gives the same arguments the same tensors again; not those of a trace, which have no numbers, nor those
+    of torch.func, which serve one transform."""
     known: dict[Any, tuple[Tensor, ...]] = {}
 
     @wraps(make)
     def get(*arguments: Any) -> tuple[Tensor, ...]:
         tables = known.get(arguments) or make(*arguments)
-        if all(type(table) is Tensor for table in tables):
+        if all(type(table) is Tensor for table in tables) and not in_torch_func():
             known[arguments] = tables
         return tables
 

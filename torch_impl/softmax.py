@@ -22,7 +22,8 @@ def softmax(x: Tensor, allowed: Tensor | None = None) -> Tensor:
 def _forward(x: Tensor, allowed: Tensor | None) -> Tensor:
     x = x if allowed is None else torch.where(allowed, x, -torch.inf)
     empty = (x == -torch.inf).all(dim=-1, keepdim=True)
-    return torch.where(empty, 0, torch.softmax(x, dim=-1))
+    p = torch.softmax(torch.where(empty, 0, x), dim=-1)  # of zeros where it is empty: torch.func finds no NaN to pass on
+    return torch.where(empty, 0, p)
 
 
 class _Softmax(torch.autograd.Function):

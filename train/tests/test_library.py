@@ -72,6 +72,44 @@ def test_who_listens_to_a_projection_hears(hook):
     assert heard == [1]
 
 
+@pytest.mark.parametrize("hook", HOOKS[:2])
+def test_who_listens_to_all_modules_hears_the_projections(hook):
+    model, heard = model_of(), []
+    everywhere = getattr(torch.nn.modules.module, hook.replace("register_", "register_module_"))
+    handle = everywhere(lambda module, *_: heard.append(module))
+    try:
+        model(TOKENS).sum().backward()
+    finally:
+        handle.remove()
+    assert heard.count(model.blocks[0].attention.key) == 1
+
+
+def test_a_projection_with_another_forward_is_called():
+    """In training, in evaluation and in decoding alike."""
+    model = model_of(initial_deviation=0.3)
+    key = model.blocks[0].attention.key
+    plain = model(TOKENS)
+    own = key.forward
+    key.forward = lambda x: 5 * own(x)
+    trained = model(TOKENS)
+    with torch.no_grad():
+        evaluated = model(TOKENS)
+    assert torch.allclose(trained, evaluated)
+    assert not torch.allclose(trained, plain)
+    decoded = CachedDecoder(model).append(TOKENS.numpy())
+    assert np.allclose(decoded, evaluated[:, -1].numpy())
+
+
+def test_one_projection_may_be_without_a_bias():
+    model = model_of()
+    model.blocks[0].attention.key.bias = None
+    trained = model(TOKENS)
+    with torch.no_grad():
+        evaluated = model(TOKENS)
+    assert torch.allclose(trained, evaluated)
+    assert np.allclose(CachedDecoder(model).append(TOKENS.numpy()), evaluated[:, -1].numpy())
+
+
 KINDS = {
     "rotary": {"position": "rotary", "norm": "rms", "activation": "relu_squared"},
     "alibi": {"position": "alibi", "softcap": 5.0},
