@@ -1,4 +1,4 @@
-"""A backend by its name. torch is imported only when its own is asked for."""
+"""A backend by its name. Each is imported only when it is asked for: one needs torch, the other threadpoolctl."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from reference_numpy.config import ModelConfig
 from train.allocator import keep_freed_memory
 from train.backend import Arrays, Backend
 from train.configuration import TrainConfig
-from train.numpy_backend import NumpyBackend
 from train.parallel import ALONE, Processes
 
 
@@ -26,6 +25,8 @@ def create_backend(
     Of several processes, all create theirs. Then they train, evaluate, export and import together, and do nothing else."""
     keep_freed_memory()
     if options.backend == "numpy":
+        from train.numpy_backend import NumpyBackend
+
         return NumpyBackend(model, parameters, options, dropout)
     from train.torch_backend import TorchBackend
 

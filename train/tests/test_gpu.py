@@ -17,7 +17,7 @@ from train.gpu_report import report, summarize
 from train.models import known_models
 from train.tests.runs import write_text
 
-MISSING = ("tyro", "tqdm", "hypothesis", "pytest", "sacrebleu", "tokenizers")
+MISSING = ("tyro", "tqdm", "hypothesis", "pytest", "sacrebleu", "tokenizers", "threadpoolctl")
 BARE = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in MISSING)
 
 
