@@ -45,8 +45,9 @@ machine does. All choices by one comparison turn together, so a function that do
 
 **Limits.** First order except in exp, log, sqrt, products, quotients, magnitudes and maxima, which are propagated
 exactly; so relative deviations must stay well below 1. A rounding that is systematically biased is not covered beyond the
-confidence factor (long sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64
-deviation. Overflow in the format, where the truth does not overflow, is not modelled: it fails the comparison.
+confidence factor (long sums of equal terms). The truth is itself computed in longdouble, 2^-11 of the float64 deviation;
+constants of the functions, as the 2/sqrt(pi) of erf, are float64 numbers there, too. Overflow in the format, where the
+truth does not overflow, is not modelled: it fails the comparison.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def silu_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
 
 
 def erf(x: np.ndarray) -> np.ndarray:
-    """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x.
+    """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x; in longdouble its constants are float64's.
 
     Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and the continued
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.

@@ -2,8 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Kind = Literal["decoder", "encoder", "encoder_decoder"]
 Position = Literal["none", "sinusoidal", "learned", "rotary", "alibi"]
@@ -68,7 +67,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of dropping a unit: after the embedding and after each sub-layer."""
     initial_deviation: float = 0.02
-    """Standard deviation of the initial weights (with scale_embedding, 1/sqrt(D) for the embedding)."""
+    """Standard deviation of the initial weights, divided as `initialize` says for the last linear map of each sub-layer."""
     zero_projections: bool = False
     """Start the last linear map of each sub-layer at zero, so that a pre-norm block starts as the identity."""
 
@@ -122,9 +121,9 @@ class ModelConfig:
         return 4 * self.width if self.feed_forward is None else self.feed_forward
 
 
-def _counts(value: object) -> bool:
-    """Whether there can be so many of something: an integer from 1 on."""
-    return isinstance(value, Integral) and int(value) >= 1
+def _counts(value: Any) -> bool:
+    """Whether there can be so many of something: an integer, Python's or NumPy's, from 1 on."""
+    return hasattr(value, "__index__") and bool(value >= 1)
 
 
 def require(holds: bool, name: str, expected: str, got: object) -> None:

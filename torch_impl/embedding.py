@@ -6,9 +6,10 @@ from torch.nn import functional as F
 
 
 def embedding(tokens: Tensor, weight: Tensor) -> Tensor:
-    """Shapes: tokens (...) integers in 0..V-1, weight (V, D); output (..., D).
+    """Shapes: tokens (...) int32 or int64 in 0..V-1, weight (V, D); output (..., D).
 
-    On a CPU a token out of range is torch's IndexError; on CUDA it is a failed assertion on the device.
+    On a CPU a token out of range is torch's IndexError, on CUDA a failed assertion on the device; tokens of another format
+    are torch's RuntimeError.
     """
     return F.embedding(tokens, weight)
 

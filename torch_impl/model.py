@@ -104,7 +104,8 @@ class Transformer(Stack):
         Shapes: tokens (B, T), source (B, S) integers; padding (B, T), source_padding (B, S) bool, True for a real token.
         `generator` switches dropout on: a NumPy one draws the spec's masks, a torch one draws on its device. `past`, one
         empty BlockPast per block at first, makes the call continue earlier tokens. `keep` receives attention weights.
-        Raises ValueError as the spec does.
+        With linear attention, which forms no weights, it receives none. Raises ValueError as the spec does, but for tokens
+        that are out of range or no integers: see embedding.py.
         """
         config = self.config
         start, S = (0, 0) if past is None else (past[0].own.length, past[0].memory.length)

@@ -23,7 +23,7 @@ def adamw(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> torch.optim.AdamW:
-    """torch's AdamW, the same update as the spec's, in one fused kernel where the device has it; only matrices decay."""
+    """torch's AdamW, the same update as the spec's, fused where the device can do so; only matrices decay."""
     parameters = _named(model)
     return torch.optim.AdamW(
         _decay_groups(parameters.values(), weight_decay),

@@ -1,7 +1,7 @@
 """The command `twinformer`: reads the options, runs a subcommand, and turns what went wrong into one line.
 
 Exit status: 0 done, 1 `check` found a tensor out of bounds or an exercise is not right, 2 an error that the user can mend,
-130 stopped by Ctrl-C or SIGTERM.
+130 stopped by Ctrl-C or another signal to end.
 Nothing heavy is imported before a subcommand runs, so that help is quick.
 """
 

@@ -148,15 +148,15 @@ class TrainConfig:
     length_penalty: float = 0.6
     """Exponent of the length by which beam search divides log probabilities; 0 favours short answers."""
     evaluate_every: int = 250
-    """Steps between estimates of the validation loss; 0 for none before the end."""
+    """Steps between estimates of the validation loss; 0 for none after the one before the first step."""
     evaluation_batch: int = 64
-    """Sequences per batch in evaluation; affects speed only."""
+    """Sequences per batch in evaluation; affects speed, and of masked_language_model how many estimates take."""
     evaluation_characters: int = 20_000
     """Characters in an estimate of the validation loss during training; the final one always takes all."""
     checkpoint_every: int = 500
     """Steps between checkpoints; 0 for one at the end only."""
     snapshots: int = 0
-    """Models kept in half precision on the way, closer together at the beginning; the run leaves a page that shows them."""
+    """Models kept in half precision on the way, closer together at the beginning; with softmax attention on a page."""
     log_every: int = 10
     """Steps between records in log.jsonl."""
     sample_length: int = 1000
@@ -249,7 +249,7 @@ class GenerateConfig:
     prompt: str | None = None
     """Text to go on from, of characters that the model knows, or None for a fresh line; a masked model fills in each ▒."""
     length: int = 500
-    """Characters to write."""
+    """Characters to write, or subwords where the model has those."""
     samples: int = 1
     """Texts to write, all at once; several have a line of dashes between them."""
     temperature: float = 0.8
@@ -296,7 +296,7 @@ class AttentionConfig:
     run: str
     """Folder of the run whose model reads."""
     text: str | None = None
-    """Text to read, at most as long as the model's context; None for what a sequence-to-sequence model answers itself."""
+    """Text to read, at most the context long; None for what a sequence-to-sequence model answers itself."""
     source: str | None = None
     """What a sequence-to-sequence model answers."""
     output: str = "attention.png"
@@ -364,7 +364,7 @@ class CheckConfig:
     sequences: int = 2
     """Sequences of a random batch or one of data."""
     length: int = 5
-    """Most tokens per sequence of such a batch."""
+    """Most tokens per sequence of such a batch; a random source has one more."""
     seed: int = 0
     """Seed of fresh parameters, batch, dropout masks and directions (non-negative integer)."""
     against: str = ",".join(WITNESSES)

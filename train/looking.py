@@ -156,7 +156,7 @@ def _text(trained: Trained, text: str | None, longest: int) -> np.ndarray:
     tokens = trained.vocabulary.encode(text)
     if len(tokens) > longest:
         unit = "characters" if isinstance(trained.vocabulary, Vocabulary) else "tokens"
-        raise ValueError(f"text: expected at most {longest} {unit}, the model's context, got {len(tokens)}")
+        raise ValueError(f"text: expected at most {longest} {unit}, as many as the model can take, got {len(tokens)}")
     return tokens
 
 

@@ -1,7 +1,8 @@
 """Learning rates as pure functions of the step; steps count from 0.
 
 Every function returns the rate of update number `step`. A warm-up of `warmup` steps climbs in equal parts,
-`peak * (step + 1) / (warmup + 1)`, so the first update is not wasted on a rate of 0 and the peak comes right after.
+`peak * (step + 1) / (warmup + 1)`, so the first update is not wasted on a rate of 0 and the peak comes right after; that of
+noam, which is the paper's, has its peak at its last step.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def noam(step: int, *, width: int, warmup: int, factor: float = 1.0) -> float:
 
 
 def stable_decay(step: int, *, peak: float, minimum: float, warmup: int, steps: int, decay: int) -> float:
-    """Warm-up, a plateau at `peak`, a straight line to `minimum` over the last `decay` steps (Hu et al. 2024, sec. 4)."""
+    """Warm-up, a plateau at `peak`, a straight line to `minimum` over the last `decay` steps (Hu et al. 2024, section 4,
+    who take an exponential)."""
     if step < warmup:
         return peak * _climb(step, warmup)
     if decay == 0:
