@@ -137,6 +137,13 @@ ACTIVATION = (
         "return F.silu(x)",
         "return x.sigmoid()",
     ),
+    Mutant(
+        "relu_of_what_is_not_a_number_is_0",
+        "NaN is not above 0, so it becomes 0: a model that has diverged looks healthy.",
+        "reference_numpy/activation.py",
+        "np.where(x.real <= 0, 0, x), x",
+        "np.where(x.real > 0, x, 0), x",
+    ),
 )
 
 LINEAR = (
@@ -259,22 +266,22 @@ SOFTMAX = (
         "twin_softmax_over_the_wrong_axis",
         "The weights sum to 1 over the queries instead of the keys.",
         "torch_impl/softmax.py",
-        "torch.softmax(x, dim=-1)",
-        "torch.softmax(x, dim=-2)",
+        "p = torch.softmax(torch.where(empty, 0, x), dim=-1)",
+        "p = torch.softmax(torch.where(empty, 0, x), dim=-2)",
     ),
     Mutant(
         "twin_softmax_empty_row_is_nan",
         "A query that may attend to nothing gets NaN, as from torch.softmax itself.",
         "torch_impl/softmax.py",
-        "return torch.where(empty, 0, torch.softmax(x, dim=-1))",
+        "return torch.where(empty, 0, p)",
         "return torch.softmax(x, dim=-1)",
     ),
     Mutant(
         "twin_softmax_empty_row_is_uniform",
         "A query that may attend to nothing attends to everything alike, which is what a mask of -1e9 does.",
         "torch_impl/softmax.py",
-        "return torch.where(empty, 0, torch.softmax(x, dim=-1))",
-        "return torch.softmax(torch.where(empty, 0, x), dim=-1)",
+        "return torch.where(empty, 0, p)",
+        "return p",
     ),
     Mutant(
         "twin_softmax_gradient_over_the_wrong_axis",
@@ -457,6 +464,20 @@ DROPOUT = (
         "if generator is None or config.dropout == 0:",
         "if config.dropout == 0:",
     ),
+    Mutant(
+        "dropout_by_a_product",
+        "What is dropped is multiplied by 0 instead of set to 0: inf and NaN stay.",
+        "reference_numpy/dropout.py",
+        "np.where(keep, x * (1 / (1 - rate)), 0)",
+        "x * (keep * (1 / (1 - rate))).astype(x.dtype)",
+    ),
+    Mutant(
+        "twin_dropout_by_a_product",
+        "What is dropped is multiplied by 0 instead of set to 0: inf and NaN stay.",
+        "torch_impl/dropout.py",
+        "torch.where(keep, x * (1 / (1 - rate)), 0)",
+        "x * keep * (1 / (1 - rate))",
+    ),
 )
 
 EMBEDDING = (
@@ -637,6 +658,13 @@ POSITION = (
         "torch_impl/position.py",
         "rows, columns = torch.arange(S - T, S, device=slopes.device)",
         "rows, columns = torch.arange(T, device=slopes.device)",
+    ),
+    Mutant(
+        "twin_table_of_a_transform_is_kept",
+        "A table made inside torch.func, which serves one transform, is kept for the next: it fails there.",
+        "torch_impl/position.py",
+        " and not in_torch_func():",
+        ":",
     ),
 )
 
@@ -1161,6 +1189,13 @@ FLASH_ATTENTION = (
         "key, value = only_seen(key, seen), only_seen(value, seen)",
         "key = only_seen(key, seen)",
     ),
+    Mutant(
+        "twin_flash_empty_rows_by_a_product",
+        "Rows that see nothing are multiplied by 0: of what is infinite elsewhere NaN is left.",
+        "torch_impl/flash_attention.py",
+        "torch.where(filled, output, 0)",
+        "output * filled",
+    ),
 )
 
 LINEAR_ATTENTION = (
@@ -1662,6 +1697,13 @@ LOSS = (
         "label_smoothing=label_smoothing,",
         "label_smoothing=0.0,",
     ),
+    Mutant(
+        "ignored_targets_by_a_product",
+        "The loss of ignored targets is multiplied by 0 instead of left out: NaN in padding spoils all.",
+        "reference_numpy/loss.py",
+        "loss = np.where(counted, nats, 0).sum() / divisor",
+        "loss = (nats * counted).sum() / divisor",
+    ),
 )
 
 OPTIMIZER = (
@@ -1839,6 +1881,13 @@ OPTIMIZER = (
         "torch_impl/optimizer.py",
         '"step": torch.tensor(float(step), device=parameter.device),',
         '"step": torch.tensor(0.0, device=parameter.device),',
+    ),
+    Mutant(
+        "twin_muon_decays_at_its_first_rate",
+        "The decay of the weights is multiplied by the rate with which the optimizer was made, not by that of the schedule.",
+        "torch_impl/optimizer.py",
+        '1 - group["lr"] * group["weight_decay"]',
+        '1 - self.defaults["lr"] * group["weight_decay"]',
     ),
 )
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,3 +55,17 @@ def test_gelu_where_a_kernel_errs_most(x):
     """torch's vectorised erf in float32 has an error of its own; alone in a tensor, its element's bound judges it."""
     x = np.array([0.0, np.float32(x)])
     check_operation("gelu", spec.gelu_forward, spec.gelu_backward, twin.gelu, {"x": x}, dtypes=("float32",))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_not_a_number_stays_so(name):
+    """And its gradient does not vanish: a model that has diverged is seen to have."""
+    x = np.array([np.nan, 1.0])
+    y, cache = getattr(spec, f"{name}_forward")(x)
+    tensor = torch.tensor(x, requires_grad=True)
+    theirs = getattr(twin, name)(tensor)
+    theirs.sum().backward()
+    for found in (y, theirs.detach().numpy()):
+        assert np.isnan(found).tolist() == [True, False]
+    for gradient in (getattr(spec, f"{name}_backward")(np.ones(2), cache), tensor.grad.numpy()):
+        assert np.isnan(gradient[0]) or (name == "relu" and gradient[0] == 1)

@@ -291,6 +291,54 @@ def test_tokens_may_be_integers_of_any_kind(dtype):
         assert (other.append(tokens.astype(dtype)) == decoder.append(tokens)).all()
 
 
+def test_a_prompt_of_bytes_is_followed_by_any_token():
+    config = ModelConfig(vocabulary=400, context=8, width=8, layers=1, heads=2)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    narrow, wide = (np.array([[1, 2], [3, 4]], dtype) for dtype in ("uint8", "int64"))
+    texts = [spec.generate(parameters, config, prompt, 20, np.random.default_rng(0)) for prompt in (narrow, wide)]
+    assert (texts[0] == texts[1]).all()
+    assert texts[1].max() > 255
+
+
+def test_what_could_not_be_appended_leaves_no_trace():
+    config = ModelConfig(vocabulary=5, context=8, width=8, layers=1, heads=2)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    for decoder, other in zip(decoders(config, parameters), decoders(config, parameters), strict=True):
+        for each in (decoder, other):
+            each.append(np.array([[1]]))
+        with pytest.raises((ValueError, IndexError)):
+            decoder.append(np.array([[5]]))
+        assert (decoder.append(np.array([[2]])) == other.append(np.array([[2]]))).all()
+
+
+def test_a_decoder_has_a_source_of_its_own():
+    config = ModelConfig(kind="encoder_decoder", vocabulary=7, context=8, width=8, layers=1, heads=2)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    given = np.array([[1, 2]]), np.array([[True, False]])
+    changed = [array.copy() for array in given]
+    expected = [decoder.append(np.array([[0]])) for decoder in decoders(config, parameters, *given)]
+    made = list(decoders(config, parameters, *changed))
+    changed[0][:], changed[1][:] = 3, True
+    for decoder, logits in zip(made, expected, strict=True):
+        assert (decoder.append(np.array([[0]])) == logits).all()
+
+
+@pytest.mark.parametrize("tokens", [np.array([[1.7]]), np.array([[True]])], ids=["float", "bool"])
+def test_tokens_that_are_no_integers_are_refused(tokens):
+    config = ModelConfig(kind="encoder_decoder", vocabulary=7, context=8, width=8, layers=1, heads=2)
+    parameters = random_parameters(parameter_shapes(config), 0)
+    for decoder in decoders(config, parameters, np.array([[1, 2]])):
+        with pytest.raises(ValueError, match=f"tokens: expected integers, got {tokens.dtype}"):
+            decoder.append(tokens)
+    with pytest.raises(ValueError, match=f"source: expected integers, got {tokens.dtype}"):
+        twin.CachedDecoder(twin_of(config, parameters), tokens)
+    with pytest.raises(ValueError, match=f"source: expected integers, got {tokens.dtype}"):
+        spec.CachedDecoder(parameters, config, tokens).append(np.array([[0]]))
+    for decoder in decoders(config, parameters, np.array([[1]]), np.ones((1, 1))):
+        with pytest.raises(ValueError, match="source_padding: expected bool"):
+            decoder.append(np.array([[0]]))
+
+
 def test_a_decoder_can_search_again():
     """A search leaves out rows that are done and repeats others; the next one begins with the source as it was given."""
     config = ModelConfig(kind="encoder_decoder", vocabulary=7, context=8, width=8, layers=1, heads=2)
@@ -659,6 +707,15 @@ def test_what_a_cut_leaves(top_k, top_p, kept):
     assert (np.abs(share - p) <= 5 * np.sqrt(p * (1 - p) / count)).all()  # five deviations of a binomial share
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_every_token_takes_one_draw(temperature):
+    """Whatever the temperature, so that what is drawn behind a text does not depend on it."""
+    one, other = np.random.default_rng(0), np.random.default_rng(0)
+    spec.next_tokens(np.zeros((3, 2)), one, temperature)
+    other.random(3)
+    assert one.random() == other.random()
+
+
 def test_a_tie_at_top_p_is_cut():
     """The first token alone reaches one half, so the second is one too many."""
     assert (spec.next_tokens(np.zeros((100, 2)), np.random.default_rng(0), top_p=0.5) == 0).all()
@@ -693,6 +750,8 @@ def test_a_draw_is_looked_up(draw, token):
         ({"top_p": 1.5}, "top_p: expected above 0 and at most 1, got 1.5"),
         ({"top_k": -1}, "top_k: expected at least 0, got -1"),
         ({"top_p": 0.0}, "top_p: expected above 0 and at most 1, got 0.0"),
+        ({"temperature": math.nan}, "temperature: expected a finite number of at least 0, got nan"),
+        ({"top_p": math.nan}, "top_p: expected above 0 and at most 1, got nan"),
     ],
 )
 def test_sampling_errors(options, message):
@@ -717,9 +776,11 @@ def test_errors():
         spec.next_token(np.array([0.0, np.nan]), generator)
     with pytest.raises(ValueError, match="kind: expected decoder or encoder_decoder to write text, got encoder"):
         spec.CachedDecoder(parameters, ModelConfig(kind="encoder"))
+    with pytest.raises(ValueError, match="kind: expected decoder or encoder_decoder to write text, got encoder"):
+        spec.decoding_context(ModelConfig(kind="encoder", position="rotary"), extrapolate=True)
     with pytest.raises(ValueError, match="beams: expected at least 1, got 0"):
         spec.beam_search(Table(0), 1, 0, 2, 3, beams=0)
-    for alpha in (-1, math.inf):  # a row would be done too early; all scores would be 0
+    for alpha in (-1, math.inf, math.nan):  # a row would be done too early; all scores would be 0
         with pytest.raises(ValueError, match=f"alpha: expected a finite number of at least 0, got {alpha}"):
             spec.beam_search(Table(0), 1, 0, 2, 3, alpha=alpha)
 

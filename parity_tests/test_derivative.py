@@ -35,3 +35,13 @@ def test_where_a_backward_pass_of_our_own_is_used():
     assert own_backward()
     with torch.no_grad():
         assert not own_backward()
+
+
+@pytest.mark.parametrize("function", [layer_norm, rms_norm, linear], ids=lambda function: function.__name__)
+def test_a_weight_that_changes_before_the_backward_pass_is_noticed(function):
+    x, weight = torch.ones((2, 3), requires_grad=True), torch.eye(3) if function is linear else torch.ones(3)
+    y = function(x, weight.requires_grad_())
+    with torch.no_grad():
+        weight.mul_(5)
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()

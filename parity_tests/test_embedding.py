@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,15 @@ def test_parity(data, rows, columns, vocabulary, width, seed):
 def test_token_out_of_range(token):
     with pytest.raises(ValueError, match=f"tokens: expected 0 to 4, got {token} to {token}"):
         embedding_forward(np.array([token]), np.zeros((5, 2)))
+    with pytest.raises(IndexError):
+        embedding(torch.tensor([token]), torch.zeros((5, 2)))
+
+
+def test_tokens_above_a_byte_are_not_mixed_up():
+    _, cache = embedding_forward(np.array([1, 257, 1]), np.zeros((300, 1)))
+    gradient = embedding_backward(np.array([[1.0], [10.0], [100.0]]), cache)
+    assert gradient[[1, 257]].tolist() == [[101], [10]]
+    assert gradient.sum() == 111
 
 
 @pytest.mark.parametrize("tokens", [np.array([True, False]), np.array([0.0, 1.0])], ids=["bool", "float"])
@@ -37,3 +47,5 @@ def test_what_is_no_integer_is_refused(tokens):
     """A bool array would choose rows instead of looking them up."""
     with pytest.raises(ValueError, match=f"tokens: expected integers, got {tokens.dtype}"):
         embedding_forward(tokens, np.zeros((2, 3)))
+    with pytest.raises(RuntimeError):
+        embedding(torch.from_numpy(tokens), torch.zeros((2, 3)))

@@ -16,6 +16,7 @@ from reference_numpy import attention as plain
 from reference_numpy import flash_attention as tiled
 from reference_numpy.mask import allowed_pairs
 from reference_numpy.position import alibi_slopes
+from torch_impl import attention as twin_plain
 from torch_impl import flash_attention as twin
 
 
@@ -147,3 +148,23 @@ def test_what_nobody_sees_goes_nowhere(B, S, padded, window, seed):
     for clean, *dirty_results in zip(*results, strict=True):
         assert np.isfinite(clean).all()
         assert all((clean == other).all() for other in dirty_results)
+
+
+def test_a_query_that_sees_nothing_gets_0_whatever_others_see():
+    query, key, value = torch.ones(3, 1, 1, 2, 2)
+    value[..., 0, :] = torch.inf
+    mask = torch.tensor([[True, True], [False, False]])
+    found = twin.flash_attention(query, key, value, mask)
+    assert (found[..., 0, :] == torch.inf).all()
+    assert (found[..., 1, :] == 0).all()
+
+
+def test_a_mask_of_pairs_and_causality_hide_together():
+    """The mask allows key 1 to query 0 alone, which comes before it."""
+    x, mask = np.ones((1, 1, 2, 1)), np.array([[True, True], [True, False]])
+    value = np.array([1.0, np.nan]).reshape(1, 1, 2, 1)
+    for forward in (tiled.flash_attention_forward, plain.scaled_dot_product_attention_forward):
+        assert (forward(x, x, value, mask, causal=True)[0] == 1).all()
+    tensors = [torch.from_numpy(array) for array in (x, x, value, mask)]
+    assert (twin.flash_attention(*tensors, causal=True) == 1).all()
+    assert (twin_plain.scaled_dot_product_attention(*tensors, causal=True)[0] == 1).all()

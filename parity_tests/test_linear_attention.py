@@ -75,11 +75,15 @@ def test_the_state_continues_where_it_stopped(K, first, second, causal, seed):
     truth, bound = bound_of(lambda *a: run(*a, causal=causal)[0], query, key, value, format="float64", factor=2.0)
     head, tail = slice(0, first), slice(first, None)
     _, cache = run(*(x[:, :, head] for x in (query, key, value)), causal=causal)
+    before = cache.state.copy()
     output, _ = run(*(x[:, :, tail] for x in (query, key, value)), causal=causal, state=cache.state)
+    assert (cache.state == before).all()
     assert_within(output, truth[:, :, tail], bound[:, :, tail], "continued")
     tensors = [torch.from_numpy(x) for x in (query, key, value)]
     _, state = twin.linear_attention(*(x[:, :, head] for x in tensors), causal=causal)
+    before = state.clone()
     theirs, _ = twin.linear_attention(*(x[:, :, tail] for x in tensors), causal=causal, state=state)
+    assert torch.equal(state, before)
     assert_within(theirs.numpy(), truth[:, :, tail], bound[:, :, tail], "continued, twin")
 
 

@@ -91,14 +91,42 @@ def test_nothing_counts(V):
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "uint32"])
 def test_targets_may_be_integers_of_any_kind(dtype):
-    """Byte 255 is a target, not -1."""
+    """Byte 255 is a target, not -1; and with more symbols than bytes no other symbol is mistaken for it."""
     targets = np.array([255, 3, 7] if dtype != "int8" else [127, 3, 7]).astype(dtype)
-    logits = np.random.default_rng(0).standard_normal((3, 256))
+    logits = np.random.default_rng(0).standard_normal((3, 600))
     widened, tensor = targets.astype(np.int64), torch.from_numpy(logits)
-    assert cross_entropy_forward(logits, targets)[0] == cross_entropy_forward(logits, widened)[0]
+    (loss, cache), (expected, of_widened) = (cross_entropy_forward(logits, own) for own in (targets, widened))
+    assert loss == expected
+    assert np.array_equal(cross_entropy_backward(1.0, cache), cross_entropy_backward(1.0, of_widened))
     assert cross_entropy(tensor, torch.from_numpy(targets)) == cross_entropy(tensor, torch.from_numpy(widened))
-    with pytest.raises(ValueError, match=r"targets: expected integers, got torch\.float64"):
-        cross_entropy(torch.from_numpy(logits), torch.zeros(3, dtype=torch.float64))
+    for other in (torch.float64, torch.bool):
+        with pytest.raises(ValueError, match=f"targets: expected integers, got {other}"):
+            cross_entropy(tensor, torch.zeros(3, dtype=other))
+
+
+def test_an_impossible_symbol_costs_nothing_where_it_is_no_target():
+    """Its logit is -inf. With label smoothing, which wants every symbol, the loss is infinite."""
+    logits, target = np.array([[0.5, 1.0, -np.inf]]), np.array([0])
+    loss, cache = cross_entropy_forward(logits, target)
+    tensor = torch.tensor(logits, requires_grad=True)
+    theirs = cross_entropy(tensor, torch.from_numpy(target))
+    theirs.backward()
+    for found in (loss, theirs.item(), *cross_entropy_backward(1.0, cache)[0], *tensor.grad[0]):
+        assert math.isfinite(found)
+    assert cross_entropy_forward(logits, target, 0.1)[0] == math.inf
+    assert cross_entropy(tensor, torch.from_numpy(target), 0.1) == math.inf
+
+
+def test_logits_of_ignored_targets_are_not_read():
+    """But for the gradient of torch's kernel, in which 0 times NaN is NaN."""
+    logits, targets = np.array([[0.5, 1.0], [np.nan, np.inf]]), np.array([0, -1])
+    with np.errstate(invalid="ignore"):
+        loss, cache = cross_entropy_forward(logits, targets)
+        gradient = cross_entropy_backward(1.0, cache)
+    assert math.isfinite(loss)
+    assert math.isfinite(cross_entropy(torch.from_numpy(logits), torch.from_numpy(targets)))
+    assert np.isfinite(gradient[0]).all()
+    assert (gradient[1] == 0).all()
 
 
 def test_one_symbol_has_no_loss():
@@ -113,6 +141,7 @@ def test_one_symbol_has_no_loss():
         ({"targets": np.array([-2])}, "targets: expected -1 to 2, got -2 to -2"),
         ({"targets": np.array([0, 0])}, r"targets: expected shape \(1,\)"),
         ({"targets": np.array([0.0])}, "targets: expected integers, got float64"),
+        ({"targets": np.array([True])}, "targets: expected integers, got bool"),
         ({"label_smoothing": 1.0}, "label_smoothing: expected at least 0 and below 1, got 1.0"),
         ({"label_smoothing": -0.1}, "label_smoothing: expected at least 0 and below 1, got -0.1"),
     ],

@@ -41,6 +41,14 @@ def test_padding(data, B, S):
     assert (twin.padding_mask(torch.from_numpy(lengths), S).numpy() == expected).all()
 
 
+@pytest.mark.parametrize(("dtype", "length"), [("int8", 100), ("uint8", 200)])
+def test_padding_beyond_what_the_lengths_can_count(dtype, length):
+    lengths = np.array([length, 3], dtype)
+    for mask in (spec.padding_mask(lengths, 300), twin.padding_mask(torch.from_numpy(lengths), 300).numpy()):
+        assert mask.sum(axis=1).tolist() == [length, 3]
+        assert mask[:, :3].all()
+
+
 @given(sizes(1), sizes(1), st.booleans(), st.sampled_from([None, 1, 3]))
 def test_combined(T, S, causal, window):
     mask = np.random.default_rng(T * 31 + S).random((2, 1, 1, S)) < 0.6
@@ -73,6 +81,8 @@ def test_only_seen(B, S, K):
         ),
         ({"mask": np.ones((1, 2, 4, 3, 5), bool)}, r"mask: expected .* got bool \(1, 2, 4, 3, 5\)"),
         ({"mask": np.ones((3, 5))}, r"mask: expected bool that broadcasts to .* got float64 \(3, 5\)"),
+        ({"mask": np.ones((3, 5), np.int64)}, r"mask: expected bool that broadcasts to .* got int64 \(3, 5\)"),
+        ({"key": np.zeros((2, 1, 5, 6))}, r"key: expected shape \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 1, 5, 6\)"),
         ({"key": np.zeros((2, 4, 5, 7))}, r"key: expected shape \(B, H, S, K\) = \(2, 4, 5, 6\), got \(2, 4, 5, 7\)"),
         ({"query": np.zeros((3, 6))}, r"query: expected 4 axes, batch, head, length and width, got shape \(3, 6\)"),
         ({"key": np.zeros((4, 5, 6))}, r"key: expected 4 axes, batch, head, length and width, got shape \(4, 5, 6\)"),
@@ -91,7 +101,8 @@ def test_shapes_that_do_not_fit(change, message):
         with pytest.raises(ValueError, match=message):
             function(**arguments)
     tensors = {name: None if a is None else torch.from_numpy(a) for name, a in arguments.items()}
-    message = message.replace("float64", "torch.float64").replace("got bool", "got torch.bool")
+    for dtype in ("float64", "int64", "bool"):
+        message = message.replace(f"got {dtype}", f"got torch.{dtype}")
     for function in (twin_attention.scaled_dot_product_attention, twin_flash_attention.flash_attention):
         with pytest.raises(ValueError, match=message):
             function(**tensors)

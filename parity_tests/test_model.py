@@ -1,5 +1,6 @@
 """Whole models, drawn from all options crossed: loss and every gradient; causality; padding; batches."""
 
+import pickle  # noqa: TID251  # as one process sends a model to another; no file is read
 from typing import get_args
 from unittest.mock import patch
 
@@ -252,6 +253,7 @@ def test_attention_weights(config, B, T, seed):
     module = Transformer(config).double()
     module.load_parameters(parameters)
     theirs = module.attention_weights(torch.from_numpy(tokens), **as_tensors(extra))
+    assert not any(weights.requires_grad for weights in theirs.values())
 
     def weights(*values):
         _, cache = spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)
@@ -285,6 +287,8 @@ STREAMS = {
     "torch": lambda seed, B: torch.Generator().manual_seed(seed),
     "device": lambda seed, B: torch.device("cpu"),
     "share": lambda seed, B: Share(np.random.default_rng(seed), slice(1, B + 1), B + 2),
+    "share of torch's": lambda seed, B: Share(torch.Generator().manual_seed(seed), slice(1, B + 1), B + 2),
+    "share of a device's": lambda seed, B: Share(torch.device("cpu"), slice(1, B + 1), B + 2),
 }
 
 
@@ -315,7 +319,7 @@ def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
             once = [p.grad.clone() for p in module.parameters()]
             loss.backward()  # again, with the same units dropped
             assert all(torch.equal(p.grad, 2 * gradient) for p, gradient in zip(module.parameters(), once, strict=True))
-            drawn = torch.rand(1) if generator is None or stream == "device" else None  # torch's own stream is as it was
+            drawn = torch.rand(1) if generator is None or "device" in stream else None  # torch's own stream is as it was
             count = len(runs)
             next_step = module(torch.from_numpy(tokens), generator=generator, **as_tensors(extra))
             after.append((drawn, next_step.detach()))  # the next step drops what it would have dropped
@@ -436,3 +440,21 @@ def test_weights_are_kept_once_where_blocks_are_recomputed():
     module.recompute, keep = True, []
     module(torch.zeros((1, 3), dtype=torch.int64), keep=keep).sum().backward()
     assert len(keep) == 2
+    assert all(weights.requires_grad for weights in keep)  # so that a loss may ask something of them
+
+
+def test_blocks_are_recomputed_in_evaluation_too():
+    """It is not train() that says whether gradients are wanted."""
+    config, runs = ModelConfig(vocabulary=7, context=4, width=8, layers=1, heads=2), []
+    module = Transformer(config).eval()
+    module.recompute = True
+    module.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    module(torch.zeros((1, 3), dtype=torch.int64)).sum().backward()
+    assert len(runs) == 2
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_model_can_be_pickled(activation):
+    module = Transformer(ModelConfig(vocabulary=7, context=4, width=8, layers=1, heads=2, activation=activation))
+    tokens = torch.tensor([[1, 2, 3]])
+    assert torch.equal(pickle.loads(pickle.dumps(module))(tokens), module(tokens))

@@ -277,6 +277,32 @@ def test_muon_takes_each_groups_rate_and_leaves_what_has_no_gradient():
     assert torch.equal(weights[2], frozen)
 
 
+def test_each_group_has_all_of_its_options():
+    """Two steps of a group with a rate, momentum and decay of its own are those of a Muon that was made with them."""
+    own = {"lr": 0.01, "momentum": 0.5, "weight_decay": 0.2}
+    weights = [torch.nn.Parameter(torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5)))) for _ in range(2)]
+    grouped = twin.Muon([{"params": [weights[0]], **own}], 0.1, 0.9, 0.1)
+    alone = twin.Muon([weights[1]], own["lr"], own["momentum"], own["weight_decay"])
+    for seed in (1, 2):
+        for weight, optimizer in zip(weights, (grouped, alone), strict=True):
+            weight.grad = torch.from_numpy(np.random.default_rng(seed).standard_normal((3, 5)))
+            optimizer.step()
+    assert torch.equal(*weights)
+
+
+def test_the_specs_steps_mutate_nothing():
+    parameters, gradients = random_parameters(SHAPES, 0), random_parameters(SHAPES, 1)
+    states = spec.adamw_initial(parameters), spec.muon_initial(parameters)
+    kept = [{n: a.copy() for n, a in arrays.items()} for arrays in (parameters, gradients)]
+    for _ in range(2):
+        spec.adamw_step(parameters, gradients, states[0], 1e-2, weight_decay=0.1)
+        spec.muon_step(parameters, gradients, states[1], 1e-2, 1e-3, weight_decay=0.1)
+    for before, after in zip(kept, (parameters, gradients), strict=True):
+        assert all((before[name] == after[name]).all() for name in SHAPES)
+    means = (states[0].first, states[0].second, states[1].momentum, states[1].adamw.first, states[1].adamw.second)
+    assert not any(array.any() for arrays in means for array in arrays.values())
+
+
 def test_no_parameters():
     with pytest.raises(ValueError, match="empty parameter list"):
         twin.adamw({}, 0.1)
@@ -364,7 +390,12 @@ def test_a_gradient_that_is_not_a_number_spoils_them_all():
 
 
 def test_clipping_nothing():
-    """A step that reached no parameter."""
+    """A step that reached no parameter; gradients of 0, of which 0 is allowed."""
+    zeros = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    model = twin_model(zeros)
+    set_gradients(model, zeros)
+    assert spec.clip_gradients(zeros, 0.0)[1] == twin.clip_gradients(model.parameters(), 0.0) == 0
+    assert not any(parameter.grad.any() for parameter in model.parameters())
     assert spec.clip_gradients({}, 1.0) == ({}, 0.0)
     assert twin.clip_gradients(twin_model(random_parameters(SHAPES, 0)).parameters(), 1.0) == 0
 

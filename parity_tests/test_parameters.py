@@ -1,6 +1,7 @@
 """Parameters and config: flat names, initial values, loading; the combinations that are refused."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -75,6 +76,9 @@ def test_initial_deviations(start):
     zeroed = start(ModelConfig(zero_projections=True))
     assert (zeroed["blocks.0.attention.output.weight"] == 0).all()
     assert (zeroed["blocks.0.feed_forward.down.weight"] == 0).all()
+    zeroed = start(ModelConfig(kind="encoder_decoder", zero_projections=True))
+    last = ("attention.output.weight", "feed_forward.down.weight")
+    assert all(value.any() != name.endswith(last) for name, value in zeroed.items() if value.ndim == 2)
 
 
 @both
@@ -125,6 +129,19 @@ def test_loading_errors():
         module.load_parameters(parameters | {"other": np.zeros(2)})
     with pytest.raises(ValueError, match=f"parameters: {name}: expected one of this name, got none"):
         module.load_parameters({n: v for n, v in parameters.items() if n != name})
+    before = parameters_as_numpy(module)
+    with pytest.raises(ValueError, match="final_norm"):
+        module.load_parameters(parameters | {"final_norm.weight": np.zeros(3)})
+    assert all((value == before[name]).all() for name, value in parameters_as_numpy(module).items())
+
+
+def test_parameters_are_loaded_in_place():
+    """Who shares their memory, an optimizer or a view, sees it."""
+    config = ModelConfig(layers=1)
+    module = Transformer(config)
+    places = [parameter.data_ptr() for parameter in module.parameters()]
+    module.load_parameters(initialize(config, np.random.default_rng(0)))
+    assert [parameter.data_ptr() for parameter in module.parameters()] == places
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -135,8 +152,8 @@ def test_half_precision_goes_to_numpy_as_float32(dtype):
 
 
 def test_a_parameter_without_gradient_has_gradient_zero():
-    module = torch.nn.Linear(2, 3)
-    assert all((g == 0).all() for g in gradients_as_numpy(module).values())
+    module = torch.nn.Linear(2, 3).double()
+    assert all((g == 0).all() and g.dtype == np.float64 for g in gradients_as_numpy(module).values())
 
 
 @pytest.mark.parametrize(
@@ -145,13 +162,20 @@ def test_a_parameter_without_gradient_has_gradient_zero():
         ({"width": 10, "heads": 4}, "heads: expected a divisor of the width 10, got 4"),
         ({"heads": 4, "key_value_heads": 3}, "key_value_heads: expected a divisor of the heads 4, got 3"),
         ({"heads": 4, "key_value_heads": 0}, "key_value_heads: expected a divisor of the heads 4, got 0"),
-        ({"layers": 0}, "layers: expected an integer of at least 1, got 0"),
-        ({"feed_forward": 0}, "feed_forward: expected an integer of at least 1, got 0"),
+        ({"heads": 4, "key_value_heads": -2}, "key_value_heads: expected a divisor of the heads 4, got -2"),
+        *(
+            ({name: count}, f"{name}: expected an integer of at least 1, got {count}")
+            for name in ("vocabulary", "context", "width", "layers", "heads", "feed_forward", "window")
+            for count in (0, -3)
+        ),
         ({"dropout": 1.0}, "dropout: expected at least 0 and below 1, got 1.0"),
         ({"dropout": -0.1}, "dropout: expected at least 0 and below 1, got -0.1"),
+        ({"dropout": math.nan}, "dropout: expected at least 0 and below 1, got nan"),
+        ({"norm_epsilon": math.inf}, "norm_epsilon: expected a finite number above 0, got inf"),
+        ({"initial_deviation": math.inf}, "initial_deviation: expected a finite number of at least 0, got inf"),
+        ({"softcap": math.inf}, "softcap: expected a finite number above 0, got inf"),
         ({"norm_epsilon": 0.0}, "norm_epsilon: expected a finite number above 0, got 0.0"),
         ({"initial_deviation": -0.1}, "initial_deviation: expected a finite number of at least 0, got -0.1"),
-        ({"window": 0}, "window: expected an integer of at least 1, got 0"),
         ({"heads": 2.0}, "heads: expected an integer of at least 1, got 2.0"),
         ({"key_value_heads": 2.0}, "key_value_heads: expected a divisor of the heads 4, got 2.0"),
         ({"window": 2.5}, "window: expected an integer of at least 1, got 2.5"),
@@ -159,6 +183,10 @@ def test_a_parameter_without_gradient_has_gradient_zero():
         ({"width": 6, "heads": 2, "position": "rotary"}, "heads: expected an even head width .* got 2 of width 3"),
         (
             {"attention": "linear", "position": "alibi"},
+            "position: expected none, sinusoidal or learned for linear attention",
+        ),
+        (
+            {"attention": "linear", "position": "rotary"},
             "position: expected none, sinusoidal or learned for linear attention",
         ),
         ({"attention": "linear", "window": 3}, "window: expected none for linear attention, got 3"),

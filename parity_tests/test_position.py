@@ -105,9 +105,18 @@ def test_an_odd_number_of_channels_cannot_turn_in_pairs(rotate):
         rotate(np.zeros((1, 1, 2, 3)))
 
 
-def test_integers_do_not_turn():
-    with pytest.raises(ValueError, match="x: expected floating-point numbers, got int64"):
-        spec.rotary_forward(np.ones((1, 1, 2, 4), np.int64), np.arange(2))
+@pytest.mark.parametrize("dtype", ["int64", "int32"])
+def test_integers_do_not_turn(dtype):
+    x = np.ones((1, 1, 2, 4), dtype)
+    with pytest.raises(ValueError, match=f"x: expected floating-point numbers, got {dtype}"):
+        spec.rotary_forward(x, np.arange(2))
+    with pytest.raises(ValueError, match=f"x: expected floating-point numbers, got torch.{dtype}"):
+        twin.rotary(torch.from_numpy(x), 0)
+
+
+def test_alibi_far_away():
+    assert spec.alibi_bias(np.array([0.5]), np.array([300]), np.array([0, 100, 301])).tolist() == [[[-150, -100, -0.5]]]
+    assert twin.alibi_bias(torch.tensor([0.5]), 1, 301)[0, 0, [0, 100, 299]].tolist() == [-150, -100, -0.5]
 
 
 def test_alibi_slopes_of_the_paper():
@@ -161,6 +170,17 @@ def test_a_trace_leaves_no_table_behind():
     with torch._subclasses.FakeTensorMode():
         twin.sinusoidal_table(*arguments)
     assert type(twin.sinusoidal_table(*arguments)) is torch.Tensor
+
+
+def test_a_transform_leaves_no_table_behind():
+    """Within torch.func they are of use for one transform alone."""
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 1, 3, 38)))
+
+    def derivative(x):
+        return torch.func.grad(lambda x: (twin.rotary(x, 0) ** 3).sum())(x).sum()
+
+    first, again = torch.func.grad(derivative)(x), torch.func.grad(derivative)(x)
+    assert torch.equal(first, again)
 
 
 def test_tables_are_remembered_for_each_format_and_device():

@@ -1,6 +1,7 @@
 """Softmax: spec, twin and complex step; -inf entries, empty rows, huge scores, invariance to a shift."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,3 +56,18 @@ def test_the_twin_masks_as_it_goes(data, rows, columns, seed):
 def test_no_columns():
     p, _ = softmax_forward(np.zeros((3, 0)))
     assert p.shape == (3, 0)
+
+
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_what_is_not_a_number_spoils_its_row_alone(differentiated):
+    x = np.array([[np.nan, 0.0], [1.0, 2.0]])
+    tensor, allowed = torch.tensor(x, requires_grad=differentiated), torch.ones(2, 2, dtype=torch.bool)
+    for found in (softmax_forward(x)[0], softmax(tensor).detach().numpy(), softmax(tensor, allowed).detach().numpy()):
+        assert np.isnan(found).tolist() == [[True, True], [False, False]]
+
+
+def test_an_empty_row_has_gradient_0_by_torch_func_too():
+    x = torch.tensor([[-torch.inf, -torch.inf], [0.0, 0.0]])
+    for allowed in (None, torch.tensor([[False, False], [True, True]])):
+        gradient = torch.func.grad(lambda x, allowed=allowed: softmax(x, allowed)[:, 0].sum())(x)
+        assert gradient.tolist() == [[0, 0], [0.25, -0.25]]
