@@ -67,7 +67,7 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of dropping a unit: after the embedding and after each sub-layer."""
     initial_deviation: float = 0.02
-    """Standard deviation of the initial weights, divided as `initialize` says for the last linear map of each sub-layer."""
+    """Standard deviation of initial weights; last maps of sub-layers / sqrt(their number); scaled embeddings 1/sqrt(D)."""
     zero_projections: bool = False
     """Start the last linear map of each sub-layer at zero, so that a pre-norm block starts as the identity."""
 

@@ -148,9 +148,9 @@ class TrainConfig:
     length_penalty: float = 0.6
     """Exponent of the length by which beam search divides log probabilities; 0 favours short answers."""
     evaluate_every: int = 250
-    """Steps between estimates of the validation loss; 0 for none after the one before the first step."""
+    """Steps between estimates of the validation loss; 0 for a single one, before the first step."""
     evaluation_batch: int = 64
-    """Sequences per batch in evaluation; affects speed, and of masked_language_model how many estimates take."""
+    """Sequences per batch in evaluation; affects speed, and of masked_language_model the size of an estimate."""
     evaluation_characters: int = 20_000
     """Characters in an estimate of the validation loss during training; the final one always takes all."""
     checkpoint_every: int = 500
