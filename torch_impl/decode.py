@@ -87,7 +87,7 @@ class CachedDecoder:
 
     def _tensor(self, array: np.ndarray | None) -> Tensor | None:
         """A copy on the device."""
-        return None if array is None else torch.as_tensor(np.array(array), device=self._model.device)
+        return None if array is None else torch.tensor(array, device=self._model.device)
 
 
 def generate(
