@@ -290,6 +290,22 @@ def test_each_group_has_all_of_its_options():
     assert torch.equal(*weights)
 
 
+def test_a_closure_computes_the_loss_and_the_gradients_of_a_step():
+    weights = [torch.nn.Parameter(torch.from_numpy(np.random.default_rng(0).standard_normal((3, 5)))) for _ in range(2)]
+    with_closure, without = (twin.Muon([weight], 0.1) for weight in weights)
+
+    def closure() -> torch.Tensor:
+        loss = weights[0].square().sum()
+        loss.backward()
+        return loss
+
+    weights[1].grad = 2 * weights[1].detach()
+    expected = weights[0].detach().square().sum()
+    assert torch.equal(with_closure.step(closure), expected)
+    assert without.step() is None
+    assert torch.equal(*weights)
+
+
 def test_the_specs_steps_mutate_nothing():
     parameters, gradients = random_parameters(SHAPES, 0), random_parameters(SHAPES, 1)
     states = spec.adamw_initial(parameters), spec.muon_initial(parameters)

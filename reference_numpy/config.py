@@ -29,7 +29,7 @@ class ModelConfig:
     vocabulary: int = 65
     """V, number of different tokens."""
     context: int = 64
-    """Longest sequence, in tokens."""
+    """Tokens in a training window, and at most while generating; only learned positions end here for the model itself."""
     width: int = 128
     """D, numbers per token in the residual stream."""
     layers: int = 4

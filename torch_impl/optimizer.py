@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -104,7 +104,12 @@ class Muon(torch.optim.Optimizer):
         self._newton_schulz = torch.compile(newton_schulz, dynamic=False) if compiled else newton_schulz
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loss is not evaluated again
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the parameters; a closure computes loss and gradients first, and its loss is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -122,6 +127,7 @@ class Muon(torch.optim.Optimizer):
                 updates = [divided(update, weight) for update, weight in zip(together, weights, strict=True)]
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * math.sqrt(max(1.0, shape[0] / shape[1])))
+        return loss
 
     def export_state(self, model: Named) -> Parameters:
         """The momentum of each of its matrices by flat name."""
