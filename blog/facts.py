@@ -233,8 +233,8 @@ def _bounds() -> Iterator[tuple[str, Fact]]:
     worst = max(rows, key=lambda row: row.ratio)
     yield "bounds.cells", Fact(f"{len(rows):,}", where, command)
     yield "bounds.worst", Fact(f"{worst.ratio:.2f}", where, command)
-    compare, derived = "parity_tests/compare.py", "parity_tests/bounds.py"
-    yield "bounds.canary", Fact(f"{_constant(compare, 'CANARY'):g}", compare, "make test")
+    within, derived = "parity_tests/within.py", "parity_tests/bounds.py"
+    yield "bounds.canary", Fact(f"{_constant(within, 'CANARY'):g}", within, "make test")
     yield "bounds.twin", Fact(f"{_constant(derived, 'TWIN_FACTOR'):g}", derived, "make test")
     yield "bounds.rarity", Fact(f"{1 / _constant(derived, 'FAILURE_PROBABILITY'):,.0f}", derived, "make test")
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from parity_tests import compare
+from parity_tests import within
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twinformer" / "hypothesis"
 set_hypothesis_home_dir(CACHE)  # found failures are remembered there, not in the repository
@@ -26,19 +26,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_testnodedown(node, error) -> None:
     """A worker of pytest-xdist has ended: its registry joins ours."""
     for operation, tensor, dtype, tally in getattr(node, "workeroutput", {}).get("bounds", []):
-        compare.record(operation, tensor, dtype, compare.Tally(*tally))
+        within.record(operation, tensor, dtype, within.Tally(*tally))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if hasattr(session.config, "workeroutput"):
-        rows = [[*key, list(tally)] for key, tally in compare.REGISTRY.items()]
+        rows = [[*key, list(tally)] for key, tally in within.REGISTRY.items()]
         session.config.workeroutput["bounds"] = rows
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if config.getoption("--write-bounds") and compare.REGISTRY:
-        REPORT.write_text(compare.markdown(), encoding="utf-8")
+    if config.getoption("--write-bounds") and within.REGISTRY:
+        REPORT.write_text(within.markdown(), encoding="utf-8")
         terminalreporter.write_line(f"wrote {REPORT}")
-    if config.getoption("--report-bounds") and compare.REGISTRY:
+    if config.getoption("--report-bounds") and within.REGISTRY:
         terminalreporter.section("error/bound")
-        terminalreporter.write_line(compare.report())
+        terminalreporter.write_line(within.report())

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import TWIN_FACTOR, bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import (
     arrays,
     attention_masks,
@@ -22,6 +22,7 @@ from parity_tests.strategies import (
     seeds,
     sizes,
 )
+from parity_tests.within import assert_within
 from reference_numpy import attention as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes, scope

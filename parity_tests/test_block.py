@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity_tests.compare import assert_within, bound_of_either, check_operation
+from parity_tests.compare import bound_of_either, check_operation
 from parity_tests.strategies import configs, is_smooth, precisions, random_parameters, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import block as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_shapes, scope

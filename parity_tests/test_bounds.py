@@ -23,7 +23,8 @@ from parity_tests.bounds import (
     track,
     unit_roundoff,
 )
-from parity_tests.compare import CANARY, NARROW_LONGDOUBLE, assert_rejected, assert_within, record
+from parity_tests.compare import NARROW_LONGDOUBLE
+from parity_tests.within import CANARY, assert_rejected, assert_within, record
 
 pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)
 DTYPES = ("float32", "float64")

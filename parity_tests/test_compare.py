@@ -7,17 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests import compare
+from parity_tests import compare, within
 from parity_tests.bounds import CONFIDENCE, LONGDOUBLE_IS_WIDER, run_tracked
-from parity_tests.compare import (
-    NARROW_LONGDOUBLE,
-    Tally,
-    assert_drift_rejected,
-    assert_moments_within,
-    assert_rejected,
-    assert_within,
-    check_operation,
-)
+from parity_tests.compare import NARROW_LONGDOUBLE, check_operation
+from parity_tests.within import Tally, assert_drift_rejected, assert_moments_within, assert_rejected, assert_within
 
 pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)
 GENERATOR = np.random.default_rng(17)
@@ -299,19 +292,19 @@ def test_the_message_names_the_worst_element():
 
 def test_the_canary_sings_when_a_comparison_is_blind(monkeypatch):
     assert_rejected(ONES, ONES, ONES * 0.1, "this")
-    monkeypatch.setattr(compare, "assert_within", lambda *args, **options: Tally())
+    monkeypatch.setattr(within, "assert_within", lambda *args, **options: Tally())
     with pytest.raises(AssertionError, match="the comparison accepts"):
         assert_rejected(ONES, ONES, ONES * 0.1, "this")
 
 
 def test_the_report_has_a_row_for_each_tensor(monkeypatch):
     registry: dict[tuple[str, str, str], Any] = {}
-    monkeypatch.setattr(compare, "REGISTRY", registry)
+    monkeypatch.setattr(within, "REGISTRY", registry)
     check_softmax()
     worst = registry["toy softmax", "twin d_x", "float64"].worst
     check_softmax(seed=1)
     assert registry["toy softmax", "twin d_x", "float64"].elements == 2 * SCORES["x"].size
     assert registry["toy softmax", "twin d_x", "float64"].worst >= worst
     assert (
-        compare.report().count("toy softmax") == len(registry) == 6
+        within.report().count("toy softmax") == len(registry) == 6
     )  # spec and twin, output and gradient; complex step; central difference

@@ -10,8 +10,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from parity_tests.bounds import TWIN_FACTOR, bound_of
-from parity_tests.compare import assert_within, cast
+from parity_tests.compare import cast
 from parity_tests.strategies import arrays, configs, fewer, random_padding, random_parameters, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import decode as spec
 from reference_numpy.block import BlockPast
 from reference_numpy.config import ModelConfig

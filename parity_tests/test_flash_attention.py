@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, attention_masks, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import attention as plain
 from reference_numpy import flash_attention as tiled
 from reference_numpy.mask import allowed_pairs

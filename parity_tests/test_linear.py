@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import TWIN_FACTOR, bound_of
-from parity_tests.compare import assert_within, cast, check_operation
+from parity_tests.compare import cast, check_operation
 from parity_tests.strategies import arrays, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy.linear import linear_backward, linear_forward
 from torch_impl.linear import ONEDNN, Linear, PackedLinear, _one_row, _transposed_product, linear
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, booleans, precisions, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import linear_attention as spec
 from torch_impl import linear_attention as twin
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, integers, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from torch_impl.loss import cross_entropy
 

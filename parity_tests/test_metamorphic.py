@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, bound_of_either
+from parity_tests.compare import bound_of_either
 from parity_tests.strategies import configs, fewer, random_parameters, seeds, sizes
 from parity_tests.test_model import as_tensors, draw_batch
+from parity_tests.within import assert_within
 from reference_numpy import model as spec
 from reference_numpy.loss import cross_entropy_forward
 from reference_numpy.parameters import parameter_shapes

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parity_tests import oracle
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import (
     configs,
     fewer,
@@ -23,6 +23,7 @@ from parity_tests.strategies import (
     seeds,
     sizes,
 )
+from parity_tests.within import assert_within
 from reference_numpy import attention
 from reference_numpy import block as spec_block
 from reference_numpy import model as spec

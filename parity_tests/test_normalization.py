@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within, check_operation
+from parity_tests.compare import check_operation
 from parity_tests.strategies import arrays, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import normalization as spec
 from torch_impl import normalization as twin
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from parity_tests.bounds import bound_of
-from parity_tests.compare import assert_within
 from parity_tests.strategies import random_parameters, seeds, sizes
+from parity_tests.within import assert_within
 from reference_numpy import optimizer as spec
 from reference_numpy.config import ModelConfig
 from reference_numpy.model import loss_and_gradients

@@ -10,7 +10,7 @@ from jinja2 import UndefinedError
 from blog import facts, markup, post, source
 from blog.post import POST, TEMPLATE, rendered
 from parity_tests.bounds import TWIN_FACTOR, bound_of
-from parity_tests.compare import assert_within
+from parity_tests.within import assert_within
 from reference_numpy import attention
 
 WORDS = 1000, 2000
