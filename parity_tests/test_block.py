@@ -60,6 +60,20 @@ def test_parity(data, cross, B, T, S, causal, dtypes, seed):
     )
 
 
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@given(st.data(), seeds)
+def test_without_a_gradient_the_inputs_stay_as_they_are(norm_position, data, seed):
+    config = data.draw(configs(kind="encoder_decoder", norm_position=norm_position))
+    module = twin.Block(config, cross=True).double()
+    generator = np.random.default_rng(seed)
+    x, memory = (torch.from_numpy(generator.standard_normal((2, n, config.width))) for n in (3, 4))
+    before = x.clone(), memory.clone()
+    with torch.no_grad():
+        module(x, None, True, memory, None, np.random.default_rng(seed))
+    assert torch.equal(x, before[0])
+    assert torch.equal(memory, before[1])
+
+
 NAMES = {"attention": "self_attn", "cross_attention": "multihead_attn"}
 
 

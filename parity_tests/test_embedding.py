@@ -42,6 +42,14 @@ def test_tokens_above_a_byte_are_not_mixed_up():
     assert gradient.sum() == 111
 
 
+def test_tokens_may_lie_in_any_order_in_memory():
+    tokens = np.arange(6).reshape(3, 2).T
+    _, cache = embedding_forward(tokens, np.zeros((6, 1)))
+    d_output = np.arange(6.0).reshape(2, 3, 1)
+    gradient = embedding_backward(d_output, cache)
+    assert all(gradient[tokens[place]] == d_output[place] for place in np.ndindex(2, 3))
+
+
 @pytest.mark.parametrize("tokens", [np.array([True, False]), np.array([0.0, 1.0])], ids=["bool", "float"])
 def test_what_is_no_integer_is_refused(tokens):
     """A bool array would choose rows instead of looking them up."""

@@ -175,6 +175,17 @@ def test_no_rows(shape):
     assert np.array_equal(d_bias, np.zeros(4))
 
 
+@pytest.mark.parametrize("changed", ["x", "weight"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_factor_that_was_changed_before_the_backward_pass_is_noticed(dtype, changed):
+    x, weight = torch.ones(2, 3, dtype=dtype), torch.ones(4, 3, dtype=dtype)
+    y = linear(x.requires_grad_(), weight.requires_grad_())
+    with torch.no_grad():
+        {"x": x, "weight": weight}[changed].mul_(5)
+    with pytest.raises(RuntimeError, match=r"modified .*inplace"):
+        y.sum().backward()
+
+
 def test_widths_must_fit():
     message = "x: expected a last axis of 3, the weight's input width, got 2"
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from parity_tests import oracle
 from parity_tests.bounds import bound_of
-from parity_tests.compare import check_operation
+from parity_tests.compare import bound_of_either, check_operation
 from parity_tests.strategies import (
     configs,
     fewer,
@@ -31,7 +31,7 @@ from reference_numpy.config import Kind, ModelConfig
 from reference_numpy.dropout import dropout_mask
 from reference_numpy.loss import cross_entropy_backward, cross_entropy_forward
 from reference_numpy.parameters import initialize, parameter_count, parameter_shapes
-from torch_impl.block import Block
+from torch_impl.block import Block, BlockPast
 from torch_impl.dropout import Share
 from torch_impl.loss import cross_entropy
 from torch_impl.model import Stack, Transformer
@@ -211,11 +211,12 @@ def test_a_batch_is_its_sequences(config, B, T, seed):
         assert_within(alone[0], truth[b], bound[b], "one sequence of the batch")
 
 
-def logits_bound(parameters, config, tokens, extra):
+def logits_bound(parameters, config, tokens, extra, dropout_seed=None):
     """The true logits and their bound, for another order of the same operations."""
 
     def logits(*values):
-        return spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens, **extra)[0]
+        stream = None if dropout_seed is None else np.random.default_rng(dropout_seed)
+        return spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens, generator=stream, **extra)[0]
 
     return bound_of(logits, *parameters.values(), format="float64", factor=2.0)
 
@@ -337,6 +338,108 @@ def test_recomputed_blocks_are_the_same_blocks(stream, config, B, T, seed):
         np.testing.assert_array_equal(once, twice)
 
 
+def small_twin(**changes):
+    config = ModelConfig(**({"vocabulary": 7, "context": 8, "width": 8, "layers": 2, "heads": 2} | changes))
+    parameters = random_parameters(parameter_shapes(config), 0)
+    module = Transformer(config).double()
+    module.load_parameters(parameters)
+    return config, parameters, module
+
+
+def test_what_a_caller_draws_between_two_backward_passes_stays_drawn():
+    _, _, module = small_twin(dropout=0.25)
+    module.recompute, stream = True, np.random.default_rng(0)
+    loss = module(torch.tensor([[1, 2, 3]]), generator=stream).square().sum()
+    loss.backward(retain_graph=True)
+    stream.random(7)
+    drawn = stream.bit_generator.state
+    loss.backward()
+    assert stream.bit_generator.state == drawn
+
+
+def test_with_a_past_no_block_is_recomputed():
+    """It would be on keys that hold its own already."""
+    tokens, gradients = torch.tensor([[1, 2, 3]]), []
+    for again in (False, True):
+        _, _, module = small_twin()
+        module.recompute = again
+        module(tokens, past=[BlockPast(), BlockPast()]).square().sum().backward()
+        gradients.append([p.grad for p in module.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_a_generator_alone_switches_dropout_on(norm_position, kind):
+    """Not train() and eval(), and with a past as without one: in both twins the same units."""
+    config, parameters, module = small_twin(dropout=0.25, norm_position=norm_position, kind=kind)
+    tokens, _, extra = draw_batch(config, 2, 3, 3, 0)
+    truth, bound = logits_bound(parameters, config, tokens, extra, dropout_seed=0)
+    evaluated, _ = logits_bound(parameters, config, tokens, extra)
+    assert (np.abs(truth - evaluated) > 2 * bound).any()
+    for training in (True, False):
+        for past in (None, [BlockPast(), BlockPast()]):
+            options = {"generator": np.random.default_rng(0), "past": past}
+            logits = module.train(training)(torch.from_numpy(tokens), **options, **as_tensors(extra))
+            assert_within(logits.detach().numpy(), truth, bound, f"twin, train({training})")
+    past = [spec_block.BlockPast(), spec_block.BlockPast()]
+    logits, _ = spec.model_forward(parameters, config, tokens, generator=np.random.default_rng(0), past=past, **extra)
+    assert_within(logits, truth, bound, "spec with a past")
+
+
+FROZEN = ["query.weight", "key.weight", "value.bias", "attention.output", "norm", "embedding", "down.weight", "blocks.0"]
+
+
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_learns_beside_something_frozen_has_its_own_gradients(frozen):
+    config, parameters, module = small_twin()
+    tokens = np.array([[1, 2, 3]])
+
+    def gradients(*values):
+        logits, cache = spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens)
+        return spec.model_backward(2 * logits, cache)
+
+    truth, bound = bound_of_either(gradients, *parameters.values(), factor=2.0)
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(frozen not in name)
+    module(torch.from_numpy(tokens)).square().sum().backward()
+    found = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    assert set(found) == {name for name in parameters if frozen not in name} != set(parameters)
+    for name, gradient in found.items():
+        assert_within(gradient.numpy(), truth[name], bound[name], name)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)], ids=["no sequence", "no token"])
+@pytest.mark.parametrize("changes", [{}, {"key_value_heads": 1, "position": "rotary"}, {"attention": "linear"}], ids=str)
+def test_of_nothing_the_gradients_are_zero(changes, shape):
+    config, parameters, module = small_twin(**changes)
+    tokens = np.zeros(shape, np.int64)
+    loss, gradients = spec.loss_and_gradients(parameters, config, tokens, tokens)
+    assert loss == 0
+    assert not any(gradient.any() for gradient in gradients.values())
+    twins = cross_entropy(module(torch.from_numpy(tokens)), torch.from_numpy(tokens))
+    twins.backward()
+    assert twins == 0
+    assert not any(p.grad.any() for p in module.parameters())
+
+
+@pytest.mark.parametrize("window", [None, 2, 9])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_weights_of_one_token_after_others(window, heads):
+    """Of all keys and heads, as without a past."""
+    config, parameters, _ = small_twin(window=window, key_value_heads=heads)
+    tokens, past = np.array([[1, 2, 3, 4, 5]]), [spec_block.BlockPast(), spec_block.BlockPast()]
+
+    def weights(*values):
+        return spec.attention_weights(spec.model_forward(dict(zip(parameters, values, strict=True)), config, tokens)[1])
+
+    truth, bound = bound_of(weights, *parameters.values(), format="float64", factor=2.0)
+    spec.model_forward(parameters, config, tokens[:, :4], past=past)
+    _, last = spec.model_forward(parameters, config, tokens[:, 4:], past=past)
+    for name, array in spec.attention_weights(last).items():
+        assert_within(array, truth[name][:, :, 4:], bound[name][:, :, 4:], name)
+
+
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("kind", ["decoder", "encoder_decoder"])
 def test_a_residual_stream_in_bfloat16_is_for_autocast(norm, kind):
@@ -365,11 +468,14 @@ def test_float32_stays_float32(config, seed):
     """No float64 sneaks in: logits, loss and gradients of float32 parameters are float32."""
     parameters = initialize(config, np.random.default_rng(seed))
     tokens, targets, extra = draw_batch(config, 2, 3, 3, seed)
-    logits, _ = spec.model_forward(parameters, config, tokens, generator=np.random.default_rng(seed), **extra)
-    loss, gradients = spec.loss_and_gradients(
-        parameters, config, tokens, targets, label_smoothing=0.1, generator=np.random.default_rng(seed), **extra
-    )
-    assert {logits.dtype, loss.dtype, *(g.dtype for g in gradients.values())} == {np.dtype(np.float32)}
+    for padded in (extra, {name: array for name, array in extra.items() if "padding" not in name}):
+        with patch.object(attention, "ROWS", 2):  # blocks of queries, where there is no padding
+            logits, cache = spec.model_forward(parameters, config, tokens, generator=np.random.default_rng(seed), **padded)
+            loss, gradients = spec.loss_and_gradients(
+                parameters, config, tokens, targets, label_smoothing=0.1, generator=np.random.default_rng(seed), **padded
+            )
+        weights = spec.attention_weights(cache).values() if config.attention == "softmax" else ()
+        assert {a.dtype for a in (logits, loss, *gradients.values(), *weights)} == {np.dtype(np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -378,9 +484,12 @@ def test_float32_stays_float32(config, seed):
 def test_errors(make):
     with pytest.raises(ValueError, match="tokens: expected at most 4, the learned positions, got 5"):
         make(ModelConfig(context=4, position="learned"))
-    with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder"):
+    with pytest.raises(ValueError, match="source: expected one for kind encoder_decoder, got none"):
         make(ModelConfig(context=8, kind="encoder_decoder"))
     source = np.zeros((1, 6), np.int64)
+    for kind in ("decoder", "encoder"):
+        with pytest.raises(ValueError, match=f"source: expected none for kind {kind}, got one"):
+            make(ModelConfig(context=8, kind=kind), source=source)
     with pytest.raises(ValueError, match="source: expected at most 5, the learned positions, got 6"):
         make(ModelConfig(context=5, kind="encoder_decoder"), source=source)
     for padding in (np.ones((1, 4), bool), np.ones(5, bool), np.ones((2, 5), bool), np.ones((1, 5))):
@@ -394,6 +503,20 @@ def test_errors(make):
         ValueError, match=r"^source_padding: expected bool of shape \(B, S\) = \(1, 0\), got .*bool \(1, 5\)"
     ):
         make(ModelConfig(context=8), source_padding=np.ones((1, 5), bool))
+
+
+def test_a_source_comes_once():
+    config = ModelConfig(vocabulary=7, context=8, width=8, layers=1, heads=2, kind="encoder_decoder")
+    tokens, source, module = np.zeros((1, 2), np.int64), np.zeros((1, 3), np.int64), Transformer(config)
+    parameters = initialize(config, np.random.default_rng(0))
+    past, twins = [spec_block.BlockPast()], [BlockPast()]
+    spec.model_forward(parameters, config, tokens, source=source, past=past)
+    module(torch.from_numpy(tokens), source=torch.from_numpy(source), past=twins)
+    message = "source: expected none for kind encoder_decoder that goes on from a past, got one"
+    with pytest.raises(ValueError, match=message):
+        spec.model_forward(parameters, config, tokens, source=source, past=past)
+    with pytest.raises(ValueError, match=message):
+        module(torch.from_numpy(tokens), source=torch.from_numpy(source), past=twins)
 
 
 def test_a_token_of_the_source_out_of_range_is_named():

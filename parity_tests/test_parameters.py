@@ -23,6 +23,7 @@ def test_names_shapes_and_round_trip(config, seed):
     module = Transformer(config)
     module.load_parameters(parameters)
     assert {name: tuple(t.shape) for name, t in module.state_dict().items()} == parameter_shapes(config)
+    assert list(module.state_dict()) == list(parameters)  # drawn in this order, so a seed's model depends on it
     back = parameters_as_numpy(module)
     assert all((back[name] == value).all() and back[name].dtype == value.dtype for name, value in parameters.items())
     assert sum(p.numel() for p in module.parameters()) == parameter_count(config)
@@ -144,6 +145,17 @@ def test_parameters_are_loaded_in_place():
     assert [parameter.data_ptr() for parameter in module.parameters()] == places
 
 
+def test_what_is_frozen_is_loaded_read_and_drawn_too():
+    config = ModelConfig(layers=1, width=8, heads=2)
+    parameters = initialize(config, np.random.default_rng(0))
+    module = Transformer(config).requires_grad_(False)
+    module.load_parameters(parameters)
+    assert all((parameters[name] == value).all() for name, value in parameters_as_numpy(module).items())
+    assert parameters_as_numpy(module).keys() == parameters.keys()
+    twin_initialize(module, config, torch.Generator().manual_seed(0))
+    assert all((value != parameters[name]).any() for name, value in parameters_as_numpy(module).items() if value.ndim == 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_half_precision_goes_to_numpy_as_float32(dtype):
     found = as_numpy(torch.tensor([1.5], dtype=dtype))
@@ -203,6 +215,11 @@ def test_config_errors(options, message):
 )
 def test_the_limits_themselves_are_allowed(options):
     assert dataclasses.asdict(ModelConfig(**options)).items() >= options.items()
+
+
+def test_numpys_integers_count():
+    counts = {"vocabulary": 7, "context": 4, "width": 8, "layers": 2, "heads": 2, "key_value_heads": 1, "window": 3}
+    assert ModelConfig(**{name: np.int64(count) for name, count in counts.items()}) == ModelConfig(**counts)
 
 
 def test_a_config_never_changes():

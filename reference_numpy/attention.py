@@ -340,12 +340,15 @@ def _attend_last(
     No key is copied: heads that share keys are rows of one query matrix, and beyond the window nothing is read.
     """
     B, H, _, K = query.shape
-    first = 0 if window is None else -window
-    key, value = key[:, :, first:], value[:, :, first:]
-    mask = None if mask is None else np.atleast_2d(mask)[..., first:]
+    unseen = 0 if window is None else max(key.shape[2] - window, 0)
+    key, value = key[:, :, unseen:], value[:, :, unseen:]
+    mask = None if mask is None else np.atleast_2d(mask)[..., unseen:]
     rows = query.reshape(B, key.shape[1], H // key.shape[1], K)  # (B, G, H/G, K)
     output, cache = scaled_dot_product_attention_forward(rows, key, value, mask, softcap=softcap)
-    return output.reshape(B, H, 1, K), cache
+    weights = cache.weights.reshape(B, H, 1, -1)
+    if unseen:
+        weights = np.concatenate([np.zeros_like(weights, shape=(B, H, 1, unseen)), weights], axis=3)
+    return output.reshape(B, H, 1, K), cache._replace(weights=weights)
 
 
 def _for_all_heads(mask: np.ndarray | None) -> bool:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize
 from torch_impl.activation import relu_squared
+from torch_impl.block import BlockPast
 from torch_impl.decode import CachedDecoder
 from torch_impl.linear import Linear, linear
 from torch_impl.loss import cross_entropy
@@ -72,7 +73,8 @@ def test_who_listens_to_a_projection_hears(hook):
     assert heard == [1]
 
 
-@pytest.mark.parametrize("hook", HOOKS[:2])
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # of the tables, which read integers
+@pytest.mark.parametrize("hook", HOOKS)
 def test_who_listens_to_all_modules_hears_the_projections(hook):
     model, heard = model_of(), []
     everywhere = getattr(torch.nn.modules.module, hook.replace("register_", "register_module_"))
@@ -168,7 +170,9 @@ def test_an_export_has_torchs_operations_and_leaves_the_model_as_it_is(position)
     model = model_of(position=position).float()
     length = torch.export.Dim("T", min=2, max=16)
     exported = torch.export.export(model, (TOKENS,), dynamic_shapes={"tokens": {1: length}})
-    assert not any("twinformer" in str(node.target) or "mkldnn" in str(node.target) for node in exported.graph.nodes)
+    operations = [str(node.target) for node in exported.graph.nodes]
+    assert not any("twinformer" in name or "mkldnn" in name for name in operations)
+    assert operations.count("aten.layer_norm.default") == 2 * len(model.blocks) + 1  # and none of it by parts
     for tokens in (TOKENS, TOKENS[:, :5]):
         assert torch.allclose(exported.module()(tokens), model(tokens), atol=1e-6)
     assert type(model(TOKENS)) is torch.Tensor
@@ -233,6 +237,20 @@ def test_numbers_that_share_their_place_can_be_multiplied():
         free = weight.clone().requires_grad_()
         linear(x, free).sum().backward()
         assert torch.equal(free.grad, torch.full((5, 3), 4.0))
+
+
+@pytest.mark.parametrize(
+    "changes", [*KINDS.values(), {"position": "alibi", "window": 2}, {"position": "learned", "key_value_heads": 1}], ids=str
+)
+def test_whatever_a_model_makes_is_on_its_device(changes):
+    """Masks, tables, buffers, states: on the device that has shapes and no numbers, a tensor of the CPU's is an error."""
+    model = model_of(**changes).to("meta")
+    tokens, padding = (torch.zeros(3, 7, dtype=dtype, device="meta") for dtype in (torch.int64, torch.bool))
+    assert model(tokens, padding=padding).device.type == "meta"
+    past = [BlockPast(), BlockPast()]
+    for new in (tokens, tokens[:, :1], tokens[:, :2]):
+        logits = model(new, past=past)
+        assert (logits.device.type, logits.shape) == ("meta", (3, new.shape[1], 11))
 
 
 def test_a_bool_mask_is_not_made_larger(monkeypatch):

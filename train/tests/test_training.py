@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from torch_impl import decode
 from torch_impl.block import Block
 from torch_impl.optimizer import newton_schulz
 from train import run_folder, schedule
+from train.backend import Sampling
 from train.checkpoint import load_model
 from train.configuration import Optimizer, Schedule, read_run_config
 from train.data import Batch, covering_batches, random_batch
@@ -426,6 +428,54 @@ def test_a_loss_is_summed_in_float64(tmp_path, backend):
     trainer = prepare(options(tmp_path / "run", backend=backend, dtype="float32"))
     losses = [trainer.backend.evaluate_loss(batch) for batch in trainer.task.validation_batches()]
     assert any(np.float64(loss) != np.float32(loss) for loss in losses)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_are_those_of_the_batch_alone(tmp_path, backend):
+    """Whatever a step has left; without smoothing and dropout; and none are left for the next step."""
+    config = options(tmp_path / "run", backend=backend)
+    fresh, used = (prepare(replace(config, output=str(tmp_path / name))).backend for name in ("fresh", "used"))
+    batch = Batch(np.array([[1, 2, 3], [2, 3, 4]]), np.array([[2, 3, 4], [3, 4, 5]]))
+    state = used.export_state()
+    used.gradient_step([batch], 1e-2)
+    used.import_state(*state)
+    plain = prepare(replace(config, label_smoothing=0.0, output=str(tmp_path / "plain"))).backend
+    expected = plain.gradients(batch)
+    for found in (fresh.gradients(batch), used.gradients(batch), used.gradients(batch)):
+        assert list(found) == list(expected)
+        assert all((found[name] == gradient).all() for name, gradient in expected.items())
+    first, again = (each.gradient_step([batch], 1e-2) for each in (fresh, prepare(config).backend))
+    assert float(first.gradient_norm) == float(again.gradient_norm)  # no gradient was left, no mask drawn
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_of_targets_that_do_not_count(tmp_path, backend):
+    """Its loss is 0, no NaN; nor does the order of the parameters change."""
+    own = prepare(options(tmp_path / "run", backend=backend)).backend
+    names = list(own.parameters())
+    step = own.gradient_step([Batch(np.array([[1, 2, 3]]), np.array([[-1, -1, -1]]))], 1e-2)
+    assert float(step.loss) == float(step.gradient_norm) == 0
+    assert list(own.parameters()) == names
+    assert all(np.isfinite(value).all() for value in own.parameters().values())
+
+
+def test_a_run_in_bfloat16_decodes_in_it(tmp_path, monkeypatch):
+    asked = []
+    honest = decode.CachedDecoder.__init__
+    monkeypatch.setattr(decode.CachedDecoder, "__init__", lambda *a, **o: asked.append(o["bfloat16"]) or honest(*a, **o))
+    for dtype in ("float32", "bfloat16"):
+        trainer = prepare(options(tmp_path / dtype, dtype=dtype))
+        trainer.backend.generate(np.array([1]), 1, np.random.default_rng(0), Sampling())
+        pairs = prepare(options(tmp_path / f"{dtype}-copy", dtype=dtype, task="copy", context=17, position="sinusoidal"))
+        pairs.backend.decoder(np.array([[1, 2]]), np.ones((1, 2), bool))
+    assert asked == [False, False, True, True]
+
+
+def test_torch_takes_as_many_threads_as_it_is_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    prepare(options(tmp_path / "run", threads=1))
+    assert told == [1]
 
 
 def test_accumulated_parts_are_different_batches(tmp_path, monkeypatch):
