@@ -224,6 +224,13 @@ LINEAR = (
         "x.dtype == weight.dtype == torch.float32",
         "x.dtype == weight.dtype",
     ),
+    Mutant(
+        "twin_input_not_guarded",
+        "An input that is overwritten before the backward pass gives a wrong gradient of the weight, in silence.",
+        "torch_impl/linear.py",
+        "ctx.save_for_backward(rows, weight)",
+        "ctx.save_for_backward(rows.data, weight)",
+    ),
 )
 
 SOFTMAX = (
@@ -557,6 +564,13 @@ EMBEDDING = (
         "torch_impl/model.py",
         "x = x + sinusoidal_table(start, stop, self.config.width, x.dtype, x.device)",
         "x = x + 0 * sinusoidal_table(start, stop, self.config.width, x.dtype, x.device)",
+    ),
+    Mutant(
+        "tokens_in_the_order_of_memory",
+        "The tokens of a transposed array are read in the order in which they lie in memory, and rows get wrong gradients.",
+        "reference_numpy/embedding.py",
+        "np.unique(tokens.reshape(-1)[order], return_index=True)",
+        'np.unique(tokens.ravel("K")[order], return_index=True)',
     ),
 )
 
@@ -1074,6 +1088,14 @@ ATTENTION = (
         "past.state, past.length = state, past.length + key.shape[2]",
         "past.length = past.length + key.shape[2]",
     ),
+    Mutant(
+        "twin_frozen_query_freezes_key_and_value",
+        "Where the query's weight is frozen, the keys' and the values' weights get no gradient.",
+        "torch_impl/attention.py",
+        "        weight = torch.cat([layer.weight for layer in self.projections])\n",
+        "        weight = torch.cat([layer.weight for layer in self.projections])\n"
+        "        weight = weight if self.query.weight.requires_grad else weight.detach()\n",
+    ),
 )
 
 FLASH_ATTENTION = (
@@ -1529,6 +1551,28 @@ MODEL = (
         "torch_impl/model.py",
         'x = stack._run(x, mask, config.kind != "encoder",',
         'x = stack._run(x, None, config.kind != "encoder",',
+    ),
+    Mutant(
+        "twin_recomputes_with_a_past",
+        "With a past a block is computed again on keys that hold its own already.",
+        "torch_impl/model.py",
+        "own_past is None and keep is None",
+        "keep is None",
+    ),
+    Mutant(
+        "twin_train_mode_switches_dropout",
+        "The embedding is dropped only in train(), whatever the generator says.",
+        "torch_impl/model.py",
+        "return drop(x, self.config, generator)",
+        "return drop(x, self.config, generator if self.training else None)",
+    ),
+    Mutant(
+        "no_dropout_with_a_past",
+        "Dropout is left out where earlier tokens come from the cache.",
+        "reference_numpy/model.py",
+        "        block_own_past = None if past is None else past[layer]\n",
+        "        block_own_past = None if past is None else past[layer]\n"
+        "        generator = generator if past is None else None\n",
     ),
 )
 

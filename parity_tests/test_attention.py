@@ -360,7 +360,7 @@ def test_one_query_after_others(data, B, earlier, seed):
 @pytest.mark.parametrize(
     ("mask", "shared"),
     [
-        *((shape, True) for shape in (None, (6,), (1, 6), (1, 1, 6), (1, 1, 1, 6))),
+        *((shape, True) for shape in (None, (6,), (1, 6), (1, 1, 6), (1, 1, 1, 6), (1, 1, 1, 1))),
         *((shape, False) for shape in ((4, 1, 6), (1, 4, 1, 6))),
     ],
 )

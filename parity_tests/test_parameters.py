@@ -166,6 +166,10 @@ def test_half_precision_goes_to_numpy_as_float32(dtype):
 def test_a_parameter_without_gradient_has_gradient_zero():
     module = torch.nn.Linear(2, 3).double()
     assert all((g == 0).all() and g.dtype == np.float64 for g in gradients_as_numpy(module).values())
+    module.weight.grad = torch.arange(6.0).reshape(3, 2).double()
+    gradients = gradients_as_numpy(module)
+    assert gradients["weight"].tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert not gradients["bias"].any()
 
 
 @pytest.mark.parametrize(

@@ -339,14 +339,14 @@ def _attend_last(
 
     No key is copied: heads that share keys are rows of one query matrix, and beyond the window nothing is read.
     """
-    B, H, _, K = query.shape
-    unseen = 0 if window is None else max(key.shape[2] - window, 0)
-    key, value = key[:, :, unseen:], value[:, :, unseen:]
-    mask = None if mask is None else np.atleast_2d(mask)[..., unseen:]
+    (B, H, _, K), S = query.shape, key.shape[2]
+    first = 0 if window is None else -window
+    key, value = key[:, :, first:], value[:, :, first:]
+    mask = None if mask is None else np.atleast_2d(mask)[..., first:]
     rows = query.reshape(B, key.shape[1], H // key.shape[1], K)  # (B, G, H/G, K)
     output, cache = scaled_dot_product_attention_forward(rows, key, value, mask, softcap=softcap)
-    weights = cache.weights.reshape(B, H, 1, -1)
-    if unseen:
+    weights = cache.weights.reshape(B, H, 1, key.shape[2])
+    if unseen := S - key.shape[2]:
         weights = np.concatenate([np.zeros_like(weights, shape=(B, H, 1, unseen)), weights], axis=3)
     return output.reshape(B, H, 1, K), cache._replace(weights=weights)
 
