@@ -45,7 +45,7 @@ def gelu_tanh_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
     x, gate = cache
     d_x = x * (2 * SQRT_2_OVER_PI + 6 * SQRT_2_OVER_PI * CUBIC * (x * x))  # 2 x du/dx
     d_x *= gate * (1 - gate)
-    d_x += gate  # dy/dx, in place: measured, a step takes 0.99 of its time
+    d_x += gate  # dy/dx; in place, which is quicker, as measured
     d_x *= d_y
     return d_x
 

@@ -104,7 +104,7 @@ class Muon(torch.optim.Optimizer):
         self._newton_schulz = torch.compile(newton_schulz, dynamic=False) if compiled else newton_schulz
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch declares overloads
         """Update the parameters; a closure computes loss and gradients first, and its loss is returned."""
         loss = None
         if closure is not None:
