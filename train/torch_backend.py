@@ -194,7 +194,6 @@ class TorchBackend:
 
 def torch_device(name: str) -> torch.device:
     """The device to compute on. Raises: ValueError when it was asked for by name and is not there."""
-
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, there in present.items() if there)
@@ -207,7 +206,6 @@ def torch_device(name: str) -> torch.device:
 
 def _choose_products(tf32: bool, device: torch.device) -> None:
     """How CUDA multiplies float32 numbers. Raises: ValueError for TF32 on another device."""
-
     if tf32 and device.type != "cuda":
         raise ValueError(f"tf32: expected none on a device other than cuda, got it on {device.type}")
     if device.type == "cuda":
@@ -234,7 +232,6 @@ _graphs_taken = False
 
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16; without them they take longer than float32's."""
-
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())  # torch 2.11 has no public name for it
@@ -248,5 +245,4 @@ def _device_stream(device: torch.device, seeds: np.random.Generator) -> torch.de
 
 def _device_module(device: torch.device) -> Any:
     """torch.cuda or torch.mps."""
-
     return torch.get_device_module(device)
