@@ -63,7 +63,7 @@ COMPILED = "For torch.compile alone: the tests of train/."
 SPEED = "Another route to the same numbers: only time is lost."
 TILES = "Tiles of another size give the same sums in another order."
 LAST = "Of two axes the last is also number 1."
-ONLY = "Of one number the first is also the last."
+ONLY = "The first of one is also the last."
 BOTH = "Both are there or neither."
 BLOCKS = "All blocks have seen as many tokens."
 EMPTY = "Nothing was summed up here: 0 divided by 2 is 0 as well."
@@ -89,6 +89,7 @@ REASONS = (
     Reason("decode.py", "axis=-1", ("axis=+1",), LAST),
     Reason("decode.py", "axis=-1)[:, 0]", ("axis=-1)[:, -1]",), ONLY),
     Reason("decode.py", "top_p)[0]", ("top_p)[ -1]",), ONLY),
+    Reason("reference_numpy/decode.py", "else batch[0]", ("else batch[ -1]",), ONLY),
     Reason("decode.py", "scores[:, 0] = 0.0", ("scores[:, -1]",), "All beams start equal: any one may branch."),
     Reason("decode.py", "> best[row].score", (">= best[row].score",), "Log p only falls: what is equal now cannot win."),
     Reason("decode.py", "kept.append((0, kept[0]", ("(( -1, kept", "kept[ -1]", "kept[0][ 0]", "kept[0][ 2]"), FILLER),
