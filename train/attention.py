@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from reference_numpy.attention import MultiHeadCache
-from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_count
 from train import run_folder
 from train.attention_page import Moment, QueryKey, attention_page
 from train.attention_plots import plot_rollout, plot_statistics, plot_trace, trace
-from train.checkpoint import output_file, write_atomically
+from train.checkpoint import write_atomically
 from train.configuration import AttentionConfig, BackendName, Device
-from train.looking import Reading, Stack, attention_caches, look, losses_near, moments, read, rollout
+from train.looking import Reading, Stack, attention_caches, from_score_to_weight, look, losses_near, moments, read, rollout
 from train.plots import plot_attention
 from train.run_folder import attention_of
 from train.trained import Trained, load_backend, load_trained
@@ -27,9 +26,9 @@ def attention(config: AttentionConfig) -> str:
     Raises: ValueError when the run has no usable model, a text is too long or missing or one too many, or a character is not
     in the vocabulary."""
     if config.html is None:
-        output_file("output", config.output, ".png")
+        run_folder.output_file("output", config.output, ".png")
     else:
-        output_file("html", config.html)
+        run_folder.output_file("html", config.html, ".html")
     trained = load_trained(config.run, config.backend, config.device)
     for name, most in (("layer", trained.model.layers), ("head", trained.model.heads)):
         if getattr(config, name) >= most:
@@ -110,10 +109,5 @@ def page_of_run(
     detail = [
         QueryKey(*(np.stack([getattr(c.attention, n)[0] for c in layers]) for n in ("query", "key"))) for layers in caches
     ]
-    return attention_page(seen, f"What the run {run.resolve().name} attends to", shape, "nats", detail, _then(model))
-
-
-def _then(model: ModelConfig) -> str:
-    """What stands between the scaled product of query and key and the weight."""
-    steps = [] if model.softcap is None else ["soft cap"]
-    return ", ".join([*steps, *(["ALiBi's penalty"] if model.position == "alibi" else []), "softmax"])
+    title = f"What the run {run.resolve().name} attends to"
+    return attention_page(seen, title, shape, "nats", detail, from_score_to_weight(model))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from reference_numpy.attention import AttentionCache, CausalCache, MultiHeadCache
-from train.looking import distance, entropy
+from train.looking import distance, entropy, from_score_to_weight
 from train.plots import attention_colors, new_figure, plot_attention, plot_style, save_figure, signed_colors
 from train.vocabulary import label
 
@@ -52,6 +52,8 @@ class Trace(NamedTuple):
     """(T, D), output output_weight^T: this head's part of what the layer adds."""
     also: str
     """What else the model does to queries and keys after the product."""
+    then: str
+    """What it does to the scores, to make them weights."""
 
 
 def trace(cache: MultiHeadCache, head: int) -> Trace:
@@ -86,6 +88,7 @@ def trace(cache: MultiHeadCache, head: int) -> Trace:
         output_weight,
         output @ output_weight.T,
         ", ".join(name for name, done in also.items() if done),
+        from_score_to_weight(config),
     )
 
 
@@ -126,7 +129,7 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
         _map(
             axes,
             np.ma.masked_equal(weights, 0),
-            "$\\rightarrow$ softmax: weights $P$",
+            f"$\\rightarrow$ {traced.then}: weights $P$",
             rows=rows,
             columns=columns,
             of_weights=True,
@@ -157,8 +160,8 @@ def _map(
     axes.set_title(title, fontsize=9)
     axes.grid(False)
     axes.tick_params(length=0, pad=1.5, labelsize=7)
-    axes.set_yticks(range(len(rows or ())), rows or ())
-    axes.set_xticks(range(len(columns or ())), columns or ())
+    axes.set_yticks(range(len(rows or ())), rows or (), parse_math=False)
+    axes.set_xticks(range(len(columns or ())), columns or (), parse_math=False)
     axes.set_xlabel("colours: 0 to 1" if of_weights else f"colours: −{most:.2g} to {most:.2g}", fontsize=7, labelpad=2)
     axes.set_ylabel(ylabel, fontsize=7)
     if columns and max(values.shape) <= MOST_NUMBERS:

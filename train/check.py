@@ -26,11 +26,11 @@ from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, Tracked, run_t
 from parity_tests.compare import central_difference, derivative_by_complex_step, tiled
 from reference_numpy.model import ModelCache
 from train import streams
-from train.checkpoint import output_file, write_json
+from train.checkpoint import write_json
 from train.configuration import CheckConfig, Device
 from train.plots import plot_check
 from train.progress import tqdm
-from train.run_folder import environment
+from train.run_folder import environment, output_file
 from train.subject import Subject, create_subject
 
 SHORTENINGS = 8  # of the step of a central difference, each to an eighth

@@ -40,6 +40,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())  # the content must be on the disk before the name points to it
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk does not say where
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,15 +55,6 @@ def output_folder(path: str) -> Path:
     except OSError as error:
         raise ValueError(f"output: expected a folder that can be written, got {path!r} ({error.strerror})") from error
     return Path(path)
-
-
-def output_file(name: str, path: str | None, suffix: str = "") -> None:
-    """Raises: ValueError for a file that has no folder, is one, or is called as if it were of another format, before the
-    work for it is done; None is no file."""
-    if path is not None and (not Path(path).parent.is_dir() or Path(path).is_dir()):
-        raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
-    if path is not None and not path.lower().endswith(suffix):
-        raise ValueError(f"{name}: expected a name that ends in {suffix}, got {path!r}")
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:

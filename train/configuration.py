@@ -296,7 +296,7 @@ class AttentionConfig:
     run: str
     """Folder of the run whose model reads."""
     text: str | None = None
-    """Text to read, at most the context long; None for what a sequence-to-sequence model answers itself."""
+    """Text to read, at most the context long, ▒ for what is masked; None for a sequence-to-sequence model's own answer."""
     source: str | None = None
     """What a sequence-to-sequence model answers."""
     output: str = "attention.png"
@@ -324,7 +324,7 @@ class AttentionConfig:
 
 @dataclass(frozen=True)
 class PositionsConfig:
-    """Draw how order enters a model: the table of positions, dot products against distance, ALiBi's penalties."""
+    """Draw how order enters a model: the table of positions, cosines against distance, ALiBi's penalties."""
 
     output: str = "positions.png"
     """PNG file to write."""
@@ -544,6 +544,8 @@ class GPT2Config:
     """Folder with their config.json, model.safetensors and tokenizer.json, as at huggingface.co/openai-community/gpt2."""
     output: str = "runs/gpt2"
     """Folder to write the run to."""
+    overwrite: bool = False
+    """Replace the run in the output folder."""
 
 
 @dataclass(frozen=True)
@@ -590,15 +592,28 @@ def without_effect(config: Any) -> dict[str, str]:
             "beams": (not on_text, "tasks on pairs"),
             "length_penalty": (not on_text, "tasks on pairs"),
             "sample_length": (config.task == "language_model", "task language_model"),
+            **dict.fromkeys(
+                ("initial_deviation", "zero_projections"), (config.init_from is None, "parameters that are drawn")
+            ),
             "parallel": (int(os.environ.get("WORLD_SIZE", "1")) > 1, "several processes, which torchrun starts"),
         }
     if isinstance(config, GenerateConfig):
-        needs = dict.fromkeys(OF_WRITING, (config.source is None, "models that write on, not for an answer to a source"))
+        writes, chooses = config.source is None, config.temperature > 0
+        needs = {
+            **dict.fromkeys(OF_WRITING, (writes, "models that write on, not for an answer to a source")),
+            **dict.fromkeys(("top_k", "top_p") if writes else (), (chooses, "temperatures above 0")),
+            "length_penalty": (config.beams != 1, "a search with several beams"),
+        }
     if isinstance(config, AttentionConfig):
         needs = {
             "layer": (config.view in ("layer", "head", "trace"), "views layer, head and trace"),
             "head": (config.view in ("head", "trace"), "views head and trace"),
+            "output": (config.html is None, "pictures, not for the page"),
         }
+    if isinstance(config, CheckConfig):
+        made = config.batch in (None, "random", "data"), "a batch that is drawn, not for a file"
+        searched = bool({"differences", "complex"} & set(config.witnesses)), "witnesses differences and complex"
+        needs = {"sequences": made, "length": made, "elements": searched}
     return {name: meant for name, (holds, meant) in needs.items() if not holds}
 
 

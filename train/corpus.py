@@ -52,14 +52,14 @@ def load_corpus(name_or_path: str, progress: bool = True) -> Corpus:
     """
     if name_or_path in SOURCES:
         return _load_named(name_or_path, progress)
-    path = _expanded(name_or_path)
+    path = expanded(name_or_path)
     if not name_or_path or not path.exists():
         known = ", ".join(SOURCES)
         raise ValueError(f"corpus: expected one of {known}, or the path of a UTF-8 text file, got {name_or_path!r}")
     return _load_file(path)
 
 
-def _expanded(path: str) -> Path:
+def expanded(path: str) -> Path:
     """With the user's home for "~"; as it is where there is no such user."""
     try:
         return Path(path).expanduser()
@@ -70,7 +70,7 @@ def _expanded(path: str) -> Path:
 def cache_folder() -> Path:
     """Where fetched corpora are kept: $TWINFORMER_CACHE, or `twinformer` in the cache folder of the platform."""
     if chosen := os.environ.get("TWINFORMER_CACHE"):
-        return _expanded(chosen)
+        return expanded(chosen)
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
     elif sys.platform == "darwin":

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from parity_tests.parity import OPERATIONS, Drawn, Operation, assert_parity
-from train.checkpoint import output_file, write_atomically
+from train.checkpoint import write_atomically
 from train.configuration import ExercisesConfig
+from train.run_folder import output_file
 
 HEADER = '''\
 """The parts of a transformer in NumPy, to be written: forward pass and backward pass by hand.

@@ -87,6 +87,7 @@ def _options(path: Path, config: GPT2Config) -> TrainConfig:
             "feed_forward": shape.get("n_inner"),
             "norm_epsilon": shape["layer_norm_epsilon"],
             "output": config.output,
+            "overwrite": config.overwrite,
         }  # what else there is to choose is as in GPT-2 by default
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"weights: expected the {CONFIG} of GPT-2, got another in {str(path)!r} ({error})") from error

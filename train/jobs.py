@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from train.configuration import TrainConfig, flat_options, train_config
-from train.corpus import SOURCES
+from train.corpus import SOURCES, expanded
 from train.faults import install
 from train.progress import tqdm
 from train.run_folder import read_records
@@ -51,7 +51,7 @@ class Job(NamedTuple):
         """What was chosen, as a hash: options that differ from their defaults, faults, looks."""
         config, defaults = (flat_options(one) for one in (train_config(self.options, self.name), TrainConfig()))
         told = {name: value for name, value in config.items() if value != defaults[name] and name not in OF_THE_CALL}
-        text = Path(config["corpus"]).expanduser()
+        text = expanded(config["corpus"])
         if config["corpus"] not in SOURCES and text.is_file():  # the text of a name never changes
             told["corpus"] = hashlib.sha256(text.read_bytes()).hexdigest()
         content = json.dumps([told, sorted(self.faults), self.look_every], sort_keys=True)

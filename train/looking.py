@@ -15,10 +15,10 @@ from reference_numpy.model import model_forward
 from train import run_folder
 from train.backend import Arrays, Backend
 from train.checkpoint import load_arrays
-from train.generate import answer
+from train.generate import HIDDEN, answer
 from train.pairs import marks, source_tokens
 from train.trained import Trained
-from train.vocabulary import Symbols, Vocabulary
+from train.vocabulary import MASK, Symbols, Vocabulary
 
 
 class Reading(NamedTuple):
@@ -105,6 +105,12 @@ def attention_caches(parameters: Arrays, model: ModelConfig, reading: Reading) -
     return {"encoder": [block.attention.sublayer for block in cache.encoder.blocks], "decoder": own, "cross": cross}
 
 
+def from_score_to_weight(model: ModelConfig) -> str:
+    """What stands between the scaled product of query and key and the weight, besides the mask."""
+    steps = [] if model.softcap is None else ["soft cap"]
+    return ", ".join([*steps, *(["ALiBi's penalty"] if model.position == "alibi" else []), "softmax"])
+
+
 def entropy(weights: np.ndarray) -> np.ndarray:
     """-sum_s w_s ln w_s of every row in nats, 0 ln 0 = 0: (..., T, S) -> (..., T). From 0 to ln S."""
     return -(weights * np.log(np.where(weights > 0, weights, 1))).sum(axis=-1)
@@ -153,7 +159,7 @@ def _text(trained: Trained, text: str | None, longest: int) -> np.ndarray:
     """Tokens of a text. Raises: ValueError for none, and for more than `longest`."""
     if text is None:
         raise ValueError("text: expected a text to read, got none")
-    tokens = trained.vocabulary.encode(text)
+    tokens = trained.vocabulary.encode(text.replace(HIDDEN, MASK) if trained.model.kind == "encoder" else text)
     if len(tokens) > longest:
         unit = "characters" if isinstance(trained.vocabulary, Vocabulary) else "tokens"
         raise ValueError(f"text: expected at most {longest} {unit}, as many as the model can take, got {len(tokens)}")

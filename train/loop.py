@@ -67,10 +67,14 @@ def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | No
     trainer = Trainer(config, task, folder, processes, start)
     if config.resume is not None:
         trainer.restore()
-    if processes.writes:
-        run_folder.open_for(config, folder, task.facts, task.files, trainer.step)
-        if config.resume is not None:
-            run_folder.trim_log(folder, trainer.step)
+    try:
+        if processes.writes:
+            run_folder.open_for(config, folder, task.facts, task.files, trainer.step)
+            if config.resume is not None:
+                run_folder.trim_log(folder, trainer.step)
+    except BaseException:
+        trainer.put_back()
+        raise
     return trainer
 
 
@@ -130,22 +134,26 @@ class Trainer:
         try:
             self._train(on_step)
         except (MemoryError, RuntimeError) as error:
-            self._put_back()
+            self.put_back()
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
             what, _, _ = str(error).partition("\n")
             advice = "a smaller batch with more accumulate takes less, and so does --checkpoint-activations"
             raise MemoryError(f"batch: not enough memory for a step ({what}); {advice}") from error
         except BaseException:
-            self._put_back()
+            self.put_back()
             raise
         try:
             return self._finish()
         except KeyboardInterrupt as interrupt:
-            self._put_back()
+            self.put_back()
             raise Interrupted(f"stopped after training; to go on: twinformer train --resume {self.folder}") from interrupt
+        except BaseException:
+            self.put_back()
+            raise
 
-    def _put_back(self) -> None:
+    def put_back(self) -> None:
+        """Leaves a resumed run that has saved nothing yet as it was."""
         for path, content in self._undo.items():
             write_atomically(path, content)
 
@@ -161,7 +169,8 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step)
                 self._take_snapshot()
-                if _due(self.step, config.evaluate_every) and (self.step < config.steps or config.keep_best):
+                last = self.step == config.steps  # then all is measured anyway, but which model was the best is not known
+                if config.keep_best if last else _due(self.step, config.evaluate_every):
                     self._evaluate(bar)
                 stop = self.processes.any(interrupts.seen or self._unheard)
                 if _due(self.step, config.checkpoint_every) or self.step == config.steps or stop:
@@ -221,6 +230,9 @@ class Trainer:
         best = [number for number, _ in run_folder.best(self.folder) if number <= step]
         if self.config.keep_best and step == self.config.steps and not best:
             raise ValueError("keep_best: expected none for a finished run that has kept no best model, got True")
+        if self.config.keep_best and best:
+            measured = ("evaluation_characters", "evaluation_batch")
+            _check_same_options(self.config, self.folder, measured, "as for the best model that it has kept")
         wanted = [number for number, _ in kept if number <= step and self._is_kept(number)]
         if self.config.average > 1:
             if kept:  # else some of them would not be among those to average
@@ -232,6 +244,8 @@ class Trainer:
                     f"got {self.config.average}"
                 )
             wanted = wanted[-self.config.average :]
+        elif step < self.config.steps:  # a gap would follow them
+            wanted = []
         try:
             self.backend.import_state(arrays, own)
         except KeyError as error:
@@ -239,14 +253,16 @@ class Trainer:
         streams.import_state(self.streams, stream_states)
         self.step = step
         if self.processes.writes:
-            changing = (self.folder / run_folder.CONFIG, self.folder / run_folder.LOG)
+            changing = [self.folder / name for name in (run_folder.CONFIG, run_folder.LOG)]
+            if step == self.config.steps:  # its model is replaced, and nothing is saved any more
+                changing.append(self.folder / run_folder.MODEL)
             self._undo = {path: path.read_bytes() for path in changing if path.exists()}
         estimates = {r["step"]: r["validation_loss"] for r in run_folder.read_log(self.folder) if r.get("exact") is False}
         self._lowest = self.processes.agreed(min((estimates.get(number, math.inf) for number in best), default=math.inf))
         self._remove(path for number, path in later if number > step)
         self._unwanted = [path for number, path in kept if number not in wanted]
-        if step == self.config.steps:  # nothing will be saved any more
-            self._remove_unwanted()
+        if not self.config.keep_best and step < self.config.steps:
+            self._unwanted += [path for number, path in run_folder.best(self.folder) if number <= step]
 
     def _incomplete(self, error: Exception) -> ValueError:
         return ValueError(f"{self.folder}: expected a checkpoint with all of a run's state, got one without: {error}")
@@ -261,9 +277,11 @@ class Trainer:
             half = {name: array.astype(np.float16) for name, array in self.backend.parameters().items()}
             self._save_model(run_folder.SNAPSHOT.format(step=self.step), half)
 
-    def _save_model(self, name: str, parameters: Arrays) -> None:
+    def _save_model(self, name: str, parameters: Arrays, step: int | None = None) -> None:
+        """`step` is the number of updates that they have seen; None for all so far."""
         if self.processes.writes:
-            save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, self.step)
+            count = self.step if step is None else step
+            save_model(self.folder / name, parameters, self.config.model, self.task.vocabulary, count)
 
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths if self.processes.writes else ():
@@ -331,12 +349,14 @@ class Trainer:
 
         Of several processes, the one that writes takes the finished model and goes on by itself."""
         self.processes.any(False)  # all files are written, and the old ones gone
+        step = self.step
         if self.config.average > 1:
-            self._take_the_mean(run_folder.kept(self.folder))
+            self._take_the_mean([path for _, path in run_folder.kept(self.folder) if path not in self._unwanted])
         elif self.config.keep_best:
-            self._take_the_mean(run_folder.best(self.folder)[-1:])
+            step, best = run_folder.best(self.folder)[-1]
+            self._take_the_mean([best])
         # The mean's; else those of the last step again, in case that a crash came between state and model.
-        self._save_model(run_folder.MODEL, self.backend.parameters())
+        self._save_model(run_folder.MODEL, self.backend.parameters(), step)
         batches = list(self.task.validation_batches())
         loss = self._measure(batches)
         if not math.isfinite(loss):
@@ -348,6 +368,8 @@ class Trainer:
         seconds = {"training_seconds": self.training_seconds, "evaluation_seconds": self.evaluation_seconds}
         figures = {self._units: sum(batch.counted for batch in batches), f"bits_per_{self._units[:-1]}": loss / math.log(2)}
         self._log(validation_loss=loss, exact=True, **figures, **seconds)
+        self._undo = {}
+        self._remove_unwanted()
         if scores:  # only where it is to be written
             # The processor's time is that of all threads of this call of the command, from its start.
             content = {**scores, "validation_loss": loss, "step": self.step, **seconds, "cpu_seconds": time.process_time()}
@@ -355,9 +377,8 @@ class Trainer:
             write_atomically(self.folder / run_folder.SCORES, text.encode())
         return Outcome(self.folder, loss, **seconds, scores=scores)
 
-    def _take_the_mean(self, models: Sequence[tuple[int, Path]]) -> None:
+    def _take_the_mean(self, paths: Sequence[Path]) -> None:
         """Goes over to the mean of the models in these files; the state on disk stays that of training."""
-        paths = [path for _, path in models]
         arrays, extra = self.backend.export_state()
         mean = {PARAMETERS + name: array for name, array in mean_parameters(paths).items()}
         self.backend.import_state(arrays | mean, extra)

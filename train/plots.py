@@ -215,7 +215,7 @@ def plot_positions(
         figure.colorbar(image, ax=of_pairs, pad=0.02)
         for (kind, values), color, style in zip(lines.items(), (BLUE, VERMILION, GREEN), ("-", "--", "-."), strict=False):
             of_distance.plot(values, color=color, linestyle=style, label=kind)
-        of_distance.set(title="dot product against distance", xlabel="distance (tokens)", ylabel="relative to distance 0")
+        of_distance.set(title="mean cosine against distance", xlabel="distance (tokens)", ylabel="cosine similarity")
         of_distance.legend(loc="upper right")
         distances = np.arange(len(table))
         for head, slope in enumerate(slopes):
@@ -280,8 +280,8 @@ def _attention_figure(
         image = axes.imshow(masked, vmin=0.0, vmax=1.0, cmap=attention_colors(), interpolation="nearest", aspect="auto")
         axes.set_title(name, fontsize=9)
         axes.grid(False)
-        axes.set_xticks(range(len(columns)), columns, fontsize=size, rotation=90 if below > WORD else 0)
-        axes.set_yticks(range(len(rows)), rows, fontsize=size)
+        axes.set_xticks(range(len(columns)), columns, fontsize=size, rotation=90 if below > WORD else 0, parse_math=False)
+        axes.set_yticks(range(len(rows)), rows, fontsize=size, parse_math=False)
         axes.tick_params(length=0, pad=1.5)
     assert image is not None  # _check_attention: at least one layer and head
     figure.colorbar(image, ax=grid, label=measure, shrink=min(1.0, 6 / figure.get_figheight()), pad=0.015)

@@ -1,4 +1,4 @@
-"""`twinformer positions`: how order enters a model, as a picture: tables, their dot products, penalties on distance."""
+"""`twinformer positions`: how order enters a model, as a picture: tables, their cosines, penalties on distance."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 from reference_numpy.position import alibi_slopes, rotary_tables, sinusoidal_table
 from train import run_folder
-from train.checkpoint import load_model, output_file
+from train.checkpoint import load_model
 from train.configuration import PositionsConfig
 from train.plots import plot_positions
 
 
 def positions(config: PositionsConfig) -> str:
     """Draws the picture and returns its path. Raises: ValueError for a run whose model has learned no positions."""
-    output_file("output", config.output, ".png")
+    run_folder.output_file("output", config.output, ".png")
     length, width = config.length, config.width
     where, name = np.arange(length), "sinusoidal"
     table = sinusoidal_table(where, width, np.dtype(np.float64))

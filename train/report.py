@@ -23,19 +23,28 @@ EXCERPT_LINES = 12
 
 def train_and_report(config: TrainConfig) -> Outcome:
     """Trains, fills the run folder with figures and a sample, prints where they are. Raises: as `prepare` and `run`."""
-    with connected(config) as processes, contextlib.ExitStack() as stack:
-        folder = stack.enter_context(run_folder.claimed(config)) if processes.writes else None
-        trainer = prepare(config, processes, processes.agreed(folder))
+    with contextlib.ExitStack() as stack:  # it holds the folder until all is written
+        with connected(config) as processes:
+            folder = stack.enter_context(run_folder.claimed(config)) if processes.writes else None
+            trainer = prepare(config, processes, processes.agreed(folder))
+            if processes.writes:
+                _announce(trainer)
+            outcome = trainer.run()
         if processes.writes:
-            print(trainer.describe(), flush=True)
-        outcome = trainer.run()
-    if not processes.writes:
-        return outcome
-    _draw_loss(trainer, outcome)
-    if config.model.attention == "softmax":  # linear attention forms no weights
-        _draw_attention(trainer)
-    print(_summary(trainer, outcome, _write_sample(trainer)))
+            _draw_loss(trainer, outcome)
+            if config.model.attention == "softmax":  # linear attention forms no weights
+                _draw_attention(trainer)
+            print(_summary(trainer, outcome, _write_sample(trainer)))
     return outcome
+
+
+def _announce(trainer: Trainer) -> None:
+    """Says what is about to be trained; where nobody reads that, or Ctrl-C comes, a resumed run stays as it was."""
+    try:
+        print(trainer.describe(), flush=True)
+    except BaseException:
+        trainer.put_back()
+        raise
 
 
 def _write_sample(trainer: Trainer) -> str:
@@ -57,7 +66,7 @@ def _draw_loss(trainer: Trainer, outcome: Outcome) -> None:
 def _draw_attention(trainer: Trainer) -> None:
     """Every head of every layer on the task's example; the page too, where snapshots show how they formed."""
     config, vocabulary, (source, text) = trainer.config, trainer.task.vocabulary, trainer.task.example()
-    tokens = vocabulary.encode(text)
+    tokens = vocabulary.encode(text)[: config.model.context - (source is not None)]  # the mark at the start takes one
     reading = Reading(tokens) if source is None else pair_reading(vocabulary, vocabulary.encode(source), tokens)
     draw(look(trainer.backend, vocabulary, reading), trainer.folder / run_folder.ATTENTION)
     if config.snapshots:

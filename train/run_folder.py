@@ -16,7 +16,7 @@ import numpy as np
 
 from train.checkpoint import load_arrays, write_atomically, write_json
 from train.configuration import CONFIG_FILE, RUN_FORMAT, TrainConfig, flat_options, read_run_config
-from train.corpus import SOURCES
+from train.corpus import SOURCES, expanded
 
 CONFIG = CONFIG_FILE
 LOG = "log.jsonl"
@@ -30,6 +30,8 @@ SCORES = "scores.json"
 SUBWORDS = "subwords.json"
 STACKS = ("encoder", "decoder", "cross")  # an encoder-decoder has a picture of each
 FILES = (CONFIG, SUBWORDS, LOG, MODEL, STATE, LOSS, ATTENTION, PAGE, SAMPLE, SCORES)
+KEEPS = (".json", ".jsonl", ".safetensors")  # endings of what cannot be made again from the rest
+PART = ".*.part"  # of a process that was killed while it wrote
 KEPT = "checkpoint-{step:08d}.safetensors"  # a model kept to be averaged
 BEST = "best-{step:08d}.safetensors"  # a model whose estimated validation loss was the lowest so far
 SNAPSHOT = "snapshot-{step:08d}.safetensors"  # a model kept to be looked at
@@ -50,14 +52,14 @@ def choose(config: TrainConfig) -> Path:
         folder = Path(config.output)
     else:
         folder = _first_free(config.preset)
-    if config.resume is None and folder.is_dir() and any(folder.iterdir()):
+    if config.resume is None and folder.is_dir() and _holds_something(folder):
         if not _is_run(folder):
             raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
         if not config.overwrite and not (folder / STATE).is_file():
             raise ValueError(f"output: {str(folder)!r} holds a run without a checkpoint; choose another, or add --overwrite")
         if not config.overwrite:
             raise ValueError(f"output: {str(folder)!r} holds a run already; choose another, --resume it, or add --overwrite")
-        if Path(config.corpus).resolve() in [path.resolve() for path in own_files(folder)]:
+        if expanded(config.corpus).resolve() in [path.resolve() for path in own_files(folder)]:
             raise ValueError(f"corpus: expected a text outside of the run that is overwritten, got {config.corpus!r}")
         if config.init_from is not None and Path(config.init_from).resolve() == folder.resolve():
             raise ValueError(f"init_from: expected another run than the one that is overwritten, got {config.init_from!r}")
@@ -98,6 +100,10 @@ def _made(config: TrainConfig) -> tuple[Path, list[Path]]:
             return folder, [folder, *above]
 
 
+def _holds_something(folder: Path) -> bool:
+    return any(not path.match(PART) for path in folder.iterdir())
+
+
 def _is_run(folder: Path) -> bool:
     """Whether a run of ours is in the folder: other tools, too, call their files config.json and model.safetensors."""
     try:
@@ -135,17 +141,18 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
     Raises: ValueError when something has come into the folder since it was chosen; OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     if config.resume is None:
-        if not config.overwrite and any(folder.iterdir()):
+        if not config.overwrite and _holds_something(folder):
             raise ValueError(f"output: expected {str(folder)!r} to be still empty; another run has begun there meanwhile")
         for path in own_files(folder):
-            path.unlink()
-    for path in folder.glob(".*.part"):  # of a process that was killed
+            if path.name != CONFIG:  # it is replaced, so that at every moment the folder is a run's
+                path.unlink()
+    for path in folder.glob(PART):
         path.unlink()
     for name, file in files.items():
         write_atomically(folder / name, file)
     options = {name: value for name, value in flat_options(config).items() if name not in OF_THE_CALL}
-    if config.corpus not in SOURCES and Path(config.corpus).exists():
-        options["corpus"] = str(Path(config.corpus).resolve())  # a run may be resumed from anywhere
+    if config.corpus not in SOURCES and expanded(config.corpus).exists():
+        options["corpus"] = str(expanded(config.corpus).resolve())  # a run may be resumed from anywhere
     content = {"format": RUN_FORMAT, "options": options, "text": facts, "environment": environment()}
     if config.resume is not None:
         before = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -154,6 +161,20 @@ def open_for(config: TrainConfig, folder: Path, facts: dict[str, Any], files: Ma
         changes = [*before.get("changes", []), *([{"after_step": step, "options": new}] if new else [])]
         content |= {"changes": changes} if changes else {}
     write_json(folder / CONFIG, content, 2)
+
+
+def output_file(name: str, path: str | None, suffix: str = "") -> None:
+    """Raises: ValueError for a file that has no folder, is one, is called as if it were of another format, or holds what a
+    run has to keep, before the work for it is done; None is no file."""
+    if path is None:
+        return
+    file = Path(path)
+    if not file.parent.is_dir() or file.is_dir():
+        raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
+    if not path.lower().endswith(suffix):
+        raise ValueError(f"{name}: expected a name that ends in {suffix}, got {path!r}")
+    if file.suffix in KEEPS and _is_run(file.parent) and file.name in [own.name for own in own_files(file.parent)]:
+        raise ValueError(f"{name}: expected a file that no run keeps, got {path!r}")
 
 
 def own_files(folder: Path) -> list[Path]:

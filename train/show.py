@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train.attention_page import Moment, attention_page
-from train.checkpoint import output_file, write_atomically
+from train.checkpoint import write_atomically
 from train.looking import TITLES, Stack
+from train.run_folder import output_file
 
 
 class Page(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 from reference_numpy.config import Kind
 from train.backend import Backend
 from train.configuration import TrainConfig
+from train.corpus import expanded
 from train.data import Batch
 from train.extras import extra
 from train.pairs import END, START, Pair, PairTask, marks, pair_batch
@@ -34,7 +35,7 @@ class Multi30k(PairTask):
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         extra("sacrebleu")  # it is needed at the end; who lacks it should hear of it now
-        self._texts = {name: read_pairs(Path(config.corpus), split) for name, split in SPLITS.items()}
+        self._texts = {name: read_pairs(expanded(config.corpus), split) for name, split in SPLITS.items()}
         self.vocabulary = _vocabulary(config, self._texts["training"])
         self._marks = marks(self.vocabulary)
         pairs = {name: [self._tokens(pair) for pair in self._texts[name]] for name in ("training", "validation")}
@@ -94,9 +95,16 @@ class Multi30k(PairTask):
         return self._texts["test"][0]
 
     def _longest_judged(self) -> int:
-        """Tokens of the longest source that is to be translated: who cannot read it should hear of it before training."""
-        judged = [source for name in ("validation", "test") for source, _ in self._texts[name]]
-        return max(len(self.vocabulary.encode(source)) for source in judged)
+        """Tokens of the longest source that is to be translated: who cannot read it should hear of it before training.
+
+        Raises: ValueError for one without a token."""
+        lengths = []
+        for name in ("validation", "test"):
+            for line, (source, _) in enumerate(self._texts[name], 1):
+                lengths.append(len(self.vocabulary.encode(source)))
+                if not lengths[-1]:
+                    raise ValueError(f"corpus: {SPLITS[name]}.en.gz: expected a sentence in line {line}, got none")
+        return max(lengths)
 
     def _tokens(self, pair: tuple[str, str]) -> Pair:
         return Pair(*(self.vocabulary.encode(text) for text in pair))

@@ -456,10 +456,13 @@ def test_every_kind_of_model(chromium, tmp_path, capsys, monkeypatch, kind):
     monkeypatch.setattr("train.generated.HELD_OUT", 10)  # a small test set is answered soon
     task = {"decoder": "language_model", "encoder": "masked_language_model", "encoder_decoder": "reverse"}[kind]
     folder = run(options(tmp_path / "run", task=task, context=17, steps=3, snapshots=2, evaluate_every=0))
-    texts = ["--source", "cafe", "--text", "efac"] if kind == "encoder_decoder" else ["--text", TEXT]
+    text = TEXT.replace("i", "▒") if kind == "encoder" else TEXT
+    texts = ["--source", "cafe", "--text", "efac"] if kind == "encoder_decoder" else ["--text", text]
     path = tmp_path / "page.html"
     assert main(["attention", "--run", str(folder), *texts, "--html", str(path), "--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(path)
+    rows = data_of(path.read_text(encoding="utf-8"))["stacks"][0]["rows"]
+    assert ("▒" in rows) == (kind == "encoder")
     with opened(chromium, path) as page:
         settled(page)
         assert page.inner_text("#when").startswith("step 3 of 3")

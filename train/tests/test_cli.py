@@ -307,15 +307,43 @@ def test_texts_that_a_model_cannot_read(trained, capsys, tmp_path, backend):
             ["attention", "--run", "x", "--html", "x.html", "--head", "0"],
             "head: expected none here, since it is for views head and",
         ),
+        (["attention", "--run", "x", "--html", "x.html", "--output", "x.png"], "output: expected none here"),
+        (["generate", "--run", "x", "--temperature", "0", "--top-p", "0.5"], "is for temperatures above 0, got 0.5"),
+        (
+            ["generate", "--run", "x", "--source", "a", "--beams", "1", "--length-penalty", "2"],
+            "length_penalty: expected none",
+        ),
+        (
+            ["check", "--batch", "b.npz", "--length", "3"],
+            "length: expected none here, since it is for a batch that",
+        ),
+        (["check", "--against", "twin", "--elements", "7"], "it is for witnesses differences and complex, got 7"),
     ],
 )
 def test_an_option_without_effect_is_refused(capsys, arguments, message):
     assert message in refused(capsys, *arguments)
 
 
+@pytest.mark.parametrize("option", [("--initial-deviation", "0.5"), ("--zero-projections",)])
+def test_parameters_of_another_run_are_not_drawn(trained, capsys, option):
+    assert "expected none here, since it is for parameters that are drawn, got" in refused(
+        capsys, "train", "--init-from", trained, *option
+    )
+
+
 def test_a_preset_may_hold_what_another_option_makes_idle():
     """Only what somebody has typed is refused."""
     assert parse(["train", "--preset", "fast", "--schedule", "cosine", "--optimizer", "adamw"]).decay > 0
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "log.jsonl"])
+def test_nothing_that_a_run_keeps_is_written_over(trained, capsys, tmp_path, name):
+    path = trained / name
+    before = path.read_bytes()
+    assert "json: expected a file that no run keeps, got" in refused(capsys, "check", "--run", trained, "--json", path)
+    assert path.read_bytes() == before
+    message = refused(capsys, "attention", "--run", trained, "--text", "the", "--html", path)
+    assert "html: expected a name that ends in .html, got" in message
 
 
 @pytest.mark.parametrize("backend", ["torch", "numpy"])

@@ -16,7 +16,7 @@ from train.cli import main
 from train.configuration import AttentionConfig, CheckConfig, PositionsConfig
 from train.generated import GeneratedPairs
 from train.look import Look
-from train.looking import Reading, Stack, attention_caches, losses_near, read
+from train.looking import Reading, Stack, attention_caches, from_score_to_weight, losses_near, read
 from train.loop import prepare
 from train.positions import by_distance
 from train.report import train_and_report
@@ -170,8 +170,8 @@ def test_queries_and_keys_of_the_page_are_those_of_their_stack(tmp_path, few_hel
 
 
 def test_the_page_says_what_stands_between_product_and_weight():
-    assert attention._then(ModelConfig()) == "softmax"
-    assert attention._then(ModelConfig(softcap=5.0, position="alibi")) == "soft cap, ALiBi's penalty, softmax"
+    assert from_score_to_weight(ModelConfig()) == "softmax"
+    assert from_score_to_weight(ModelConfig(softcap=5.0, position="alibi")) == "soft cap, ALiBi's penalty, softmax"
 
 
 def test_a_loss_that_is_not_finite_is_not_told_in_the_page():

@@ -145,4 +145,5 @@ def test_nothing_is_overwritten(folder, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert main(["gpt2", "--weights", str(folder), "--output", run]) == 0
     assert main(["gpt2", "--weights", str(folder), "--output", run]) == 2
-    assert "holds a run" in capsys.readouterr().err
+    assert "holds a run without a checkpoint; choose another, or add --overwrite" in capsys.readouterr().err
+    assert main(["gpt2", "--weights", str(folder), "--output", run, "--overwrite"]) == 0

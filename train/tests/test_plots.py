@@ -269,6 +269,28 @@ def test_a_trace_multiplies_up_to_what_the_model_computed(tmp_path, figures, kin
         trace(cache, 4)
 
 
+def test_a_trace_names_every_step_from_score_to_weight(tmp_path, figures):
+    config = ModelConfig(width=4, heads=1, position="alibi", softcap=2.0, bias=False)
+    parameters = {f"{name}.weight": np.eye(4) for name in ("query", "key", "value", "output")}
+    _, cache = multi_head_attention_forward(np.eye(4)[None, :3], None, parameters, config, causal=True)
+    plot_trace(trace(cache, 0), "abc", "abc", tmp_path / "trace.png", "a head")
+    assert figures[0].axes[10].get_title() == "$\\rightarrow$ soft cap, ALiBi's penalty, softmax: weights $P$"
+
+
+def test_a_dollar_sign_is_no_formula(tmp_path, figures):
+    """GPT-2 has tokens of two dollar signs, and a text may have $x$ in it."""
+    labels = ["$x$", "$$", "a"]
+    plot_attention({"layer 0": np.full((1, 3, 3), 0.25)}, labels, labels, tmp_path / "attention.png", "a run")
+    config = ModelConfig(width=4, heads=1, position="none", bias=False)
+    parameters = {f"{name}.weight": np.eye(4) for name in ("query", "key", "value", "output")}
+    _, cache = multi_head_attention_forward(np.eye(4)[None, :3], None, parameters, config)
+    plot_trace(trace(cache, 0), labels, labels, tmp_path / "trace.png", "a head")
+    for axes in (figures[0].axes[0], figures[1].axes[9]):
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert [tick.get_text() for tick in ticks] == ["$x$", "$$", "a"]
+            assert not any(tick.get_parse_math() for tick in ticks)
+
+
 def test_a_long_trace_is_cropped_and_says_so(tmp_path, figures):
     config = ModelConfig(width=4, heads=1, position="none", bias=False)
     generator = np.random.default_rng(0)
