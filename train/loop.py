@@ -169,7 +169,7 @@ class Trainer:
                 if on_step is not None:
                     on_step(self.step)
                 self._take_snapshot()
-                last = self.step == config.steps  # then all is measured anyway, but which model was the best is not known
+                last = self.step == config.steps  # then all is measured anyway: an estimate is for the choice of the best
                 if config.keep_best if last else _due(self.step, config.evaluate_every):
                     self._evaluate(bar)
                 stop = self.processes.any(interrupts.seen or self._unheard)

@@ -81,6 +81,17 @@ def test_estimates_are_compared_on_the_same_text(judged, option, value):
         run(replace(resumed(judged, folder), **{option: value}))
 
 
+def test_a_run_that_goes_on_knows_the_estimate_of_its_best_model(judged):
+    folder = run(replace(judged, steps=12))
+    before = run_folder.best(folder)
+    log = folder / "log.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lower = [line | ({"validation_loss": 0.0} if line.get("exact") is False else {}) for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lower))
+    run(replace(resumed(judged, folder), steps=24))
+    assert run_folder.best(folder) == before
+
+
 def test_the_last_model_is_always_one_to_choose_from(judged):
     folder = run(replace(judged, steps=8, evaluate_every=250))
     estimates = {r["step"]: r["validation_loss"] for r in records(folder) if r.get("exact") is False}
