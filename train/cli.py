@@ -128,7 +128,7 @@ def parse(arguments: list[str]) -> Any:
         )
     for name, meant in without_effect(config).items():
         if any(argument.split("=")[0].replace("_", "-") == f"--{name.replace('_', '-')}" for argument in arguments):
-            value = getattr(config, name, None) if hasattr(config, name) else getattr(config.model, name)
+            value = getattr(config if hasattr(config, name) else config.model, name)
             raise ValueError(f"{name}: expected none here, since it is for {meant}, got {value}")
     return config
 
