@@ -65,6 +65,15 @@ def test_a_finished_run_that_is_reported_anew_averages_fewer(averaged):
     assert kept(folder) == [6, 8], "no step was done since"
 
 
+def test_a_model_of_a_future_that_did_not_happen_is_not_averaged(averaged):
+    folder = Path(averaged.resume)
+    before = (folder / run_folder.MODEL).read_bytes()
+    (folder / run_folder.KEPT.format(step=10)).write_bytes((folder / run_folder.KEPT.format(step=8)).read_bytes())
+    run(averaged)
+    assert kept(folder) == [4, 6, 8]
+    assert (folder / run_folder.MODEL).read_bytes() == before
+
+
 def test_no_estimates_are_missing_between_the_best_model_and_the_last(judged):
     folder = run(replace(judged, steps=12))
     assert run_folder.best(folder)

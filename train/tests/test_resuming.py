@@ -72,6 +72,7 @@ def finished(tmp_path):
         ({"batch": 9}, "batch: expected 3 as in the run, which has done all"),
         ({"checkpoint_every": 4}, "checkpoint_every: expected 2 as for the models that it has kept, got 4"),
         ({"steps": 11, "checkpoint_every": 3}, "checkpoint_every: expected 2 as for the models that it has kept, got 3"),
+        ({"steps": 20, "checkpoint_every": 5}, "checkpoint_every: expected 2 as for the models that it has kept, got 5"),
         ({"steps": 10, "average": 4}, "average: expected at most 3, the models that this run has kept and will keep, got 4"),
         ({"average": 3}, "average: expected at most 2, the models"),
     ],
