@@ -5,7 +5,9 @@ import contextlib
 import errno
 import gzip
 import json
+import math
 import os
+import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from train import run_folder
 from train.checkpoint import load_arrays, write_atomically
 from train.cli import main
 from train.configuration import read_run_config
-from train.loop import Trainer, prepare
+from train.loop import Trainer, _Interrupts, prepare
 from train.parallel import Processes
 from train.report import train_and_report
 from train.tests import test_translation
@@ -56,6 +58,11 @@ def test_no_gap_lies_between_the_models_that_are_averaged(averaged):
     assert kept(folder) == []
     with pytest.raises(ValueError, match="average: expected at most 0, the models that this run has kept and will keep"):
         run(replace(averaged, average=2, steps=14))
+
+
+def test_the_last_step_has_a_model_to_average_whatever_the_interval(tmp_path):
+    folder = run(options(tmp_path / "run", steps=9, checkpoint_every=2, average=5))
+    assert kept(folder) == [2, 4, 6, 8, 9]
 
 
 def test_a_finished_run_that_is_reported_anew_averages_fewer(averaged):
@@ -245,6 +252,20 @@ def test_what_is_replaced_is_a_run_at_every_moment(tmp_path, monkeypatch):
             run(again)
     assert list(snapshot(folder)) == ["config.json"]
     run(again)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_whatever_announces_the_end_is_heard(name):
+    with _Interrupts() as interrupts:
+        signal.raise_signal(getattr(signal, name))
+        assert interrupts.seen
+
+
+def test_an_exact_loss_that_is_not_finite_is_no_result(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.loop.mean_loss", lambda *_: math.nan)
+    with pytest.raises(ValueError, match="learning_rate: the exact validation loss became nan at step 2"):
+        run(options(tmp_path / "run", steps=2))
+    assert not any(record.get("exact") for record in records(tmp_path / "run"))
 
 
 def test_a_run_is_held_until_it_is_reported(tmp_path, monkeypatch):

@@ -144,8 +144,9 @@ def test_mistakes_of_the_command(tmp_path, first, capsys):
     message = refused(capsys, *TINY, "--corpus", foreign, "--output", tmp_path / "second", *begin)
     assert message.startswith("corpus: character 'φ' (U+03C6) at position 0 is not in the vocabulary")
     before = snapshot(first)
-    message = refused(capsys, *TINY, "--corpus", foreign, "--output", first, "--overwrite", *begin)
-    assert message.startswith("init_from: expected another run than the one that is overwritten")
-    assert snapshot(first) == before
+    for same in (first, f"{first}/../{first.name}"):
+        message = refused(capsys, *TINY, "--corpus", foreign, "--output", same, "--overwrite", *begin)
+        assert message.startswith("init_from: expected another run than the one that is overwritten")
+        assert snapshot(first) == before
     message = refused(capsys, *TINY, "--init_from", tmp_path / "nowhere")
     assert message.startswith("init_from: expected the folder of a run, with its config.json, got")
