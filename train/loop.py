@@ -18,7 +18,7 @@ import numpy as np
 from reference_numpy.parameters import Parameters, initialize, parameter_count
 from train import run_folder, schedule, streams
 from train.backend import PARAMETERS, Arrays, Backend, out_of_memory
-from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically
+from train.checkpoint import mean_parameters, save_arrays, save_model, write_atomically, writing
 from train.configuration import ModelOptions, TrainConfig, flat_options, read_run_config, with_vocabulary
 from train.create import create_backend, with_dtype
 from train.data import Batch
@@ -155,7 +155,10 @@ class Trainer:
     def put_back(self) -> None:
         """Leaves a resumed run that has saved nothing yet as it was."""
         for path, content in self._undo.items():
-            write_atomically(path, content)
+            try:
+                write_atomically(path, content)
+            except OSError:  # a full disk has no room for two, but for the old one where the new one was
+                path.write_bytes(content)
 
     def _train(self, on_step: Callable[[int], None] | None) -> None:
         """All steps that are left, with estimates and checkpoints."""
@@ -195,7 +198,6 @@ class Trainer:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise self._diverged(f"a parameter or what the optimizer keeps became NaN or inf by step {self.step}")
         parameters = {n.removeprefix(PARAMETERS): array for n, array in arrays.items() if n.startswith(PARAMETERS)}
-        self._remove_unwanted()
         if self.config.average > 1 and self._is_kept(self.step):
             self._save_model(run_folder.KEPT.format(step=self.step), parameters)
             self._remove(path for _, path in run_folder.kept(self.folder)[: -self.config.average])
@@ -209,6 +211,7 @@ class Trainer:
         if self.processes.writes:
             save_arrays(self.folder / run_folder.STATE, "state", arrays, extra)
         self._undo = {}
+        self._remove_unwanted()
         self._save_model(run_folder.MODEL, parameters)
         self._remove(path for _, path in run_folder.best(self.folder)[:-1])
 
@@ -253,7 +256,7 @@ class Trainer:
         streams.import_state(self.streams, stream_states)
         self.step = step
         if self.processes.writes:
-            changing = [self.folder / name for name in (run_folder.CONFIG, run_folder.LOG)]
+            changing = [self.folder / name for name in (run_folder.LOG, run_folder.CONFIG)]
             if step == self.config.steps:  # its model is replaced, and nothing is saved any more
                 changing.append(self.folder / run_folder.MODEL)
             self._undo = {path: path.read_bytes() for path in changing if path.exists()}
@@ -285,7 +288,7 @@ class Trainer:
 
     def _remove(self, paths: Iterable[Path]) -> None:
         for path in paths if self.processes.writes else ():
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def _remove_unwanted(self) -> None:
         self._remove(self._unwanted)
@@ -397,7 +400,8 @@ class Trainer:
         """Appends one record; the file is opened anew each time, so that nothing waits in a buffer of ours."""
         if not self.processes.writes:
             return
-        with (self.folder / run_folder.LOG).open("a", encoding="utf-8") as file:
+        path = self.folder / run_folder.LOG
+        with writing(path), path.open("a", encoding="utf-8") as file:
             finite = {name: value if math.isfinite(value) else None for name, value in record.items()}  # JSON has no NaN
             file.write(json.dumps({"step": self.step, **finite}) + "\n")
 

@@ -308,6 +308,19 @@ def test_a_full_disk_says_which_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("average", "name"), [(3, "checkpoint-00000010"), (0, "state")])
+def test_on_a_full_disk_a_run_stays_as_it_was(averaged, monkeypatch, average, name):
+    """Beside a file there is no room for another; in its place there is. Models no longer wanted stay, too."""
+    before = snapshot(Path(averaged.resume))
+
+    def stop(trainer):
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+
+    with pytest.raises(OSError, match=rf"No space left on device: '.*{name}\.safetensors'"):
+        run(replace(averaged, steps=14, average=average), stop)
+    assert snapshot(Path(averaged.resume)) == before
+
+
 def test_process_0_goes_first(monkeypatch):
     for rank, order in ((0, ["inside", "asked"]), (1, ["asked", "inside"])):
         seen: list[str] = []
