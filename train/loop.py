@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -67,14 +68,11 @@ def prepare(config: TrainConfig, processes: Processes = ALONE, folder: Path | No
     trainer = Trainer(config, task, folder, processes, start)
     if config.resume is not None:
         trainer.restore()
-    try:
-        if processes.writes:
+    if processes.writes:
+        with trainer.or_as_it_was():
             run_folder.open_for(config, folder, task.facts, task.files, trainer.step)
             if config.resume is not None:
                 run_folder.trim_log(folder, trainer.step)
-    except BaseException:
-        trainer.put_back()
-        raise
     return trainer
 
 
@@ -132,33 +130,32 @@ class Trainer:
         finite; MemoryError. What fails before it has saved leaves a resumed run as it was, but for models that are later
         than its state."""
         try:
-            self._train(on_step)
+            with self.or_as_it_was():
+                self._train(on_step)
         except (MemoryError, RuntimeError) as error:
-            self.put_back()
             if isinstance(error, RuntimeError) and not out_of_memory(error):
                 raise
             what, _, _ = str(error).partition("\n")
             advice = "a smaller batch with more accumulate takes less, and so does --checkpoint-activations"
             raise MemoryError(f"batch: not enough memory for a step ({what}); {advice}") from error
-        except BaseException:
-            self.put_back()
-            raise
         try:
-            return self._finish()
+            with self.or_as_it_was():
+                return self._finish()
         except KeyboardInterrupt as interrupt:
-            self.put_back()
             raise Interrupted(f"stopped after training; to go on: twinformer train --resume {self.folder}") from interrupt
-        except BaseException:
-            self.put_back()
-            raise
 
-    def put_back(self) -> None:
-        """Leaves a resumed run that has saved nothing yet as it was."""
-        for path, content in self._undo.items():
-            try:
-                write_atomically(path, content)
-            except OSError:  # a full disk has no room for two, but for the old one where the new one was
-                path.write_bytes(content)
+    @contextlib.contextmanager
+    def or_as_it_was(self) -> Iterator[None]:
+        """What ends with an error leaves a resumed run that has saved nothing yet as it was."""
+        try:
+            yield
+        except BaseException:
+            for path, content in self._undo.items():
+                try:
+                    write_atomically(path, content)
+                except OSError:  # a full disk has no room for two, but for the old one where the new one was
+                    path.write_bytes(content)
+            raise
 
     def _train(self, on_step: Callable[[int], None] | None) -> None:
         """All steps that are left, with estimates and checkpoints."""

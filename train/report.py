@@ -28,7 +28,8 @@ def train_and_report(config: TrainConfig) -> Outcome:
             folder = stack.enter_context(run_folder.claimed(config)) if processes.writes else None
             trainer = prepare(config, processes, processes.agreed(folder))
             if processes.writes:
-                _announce(trainer)
+                with trainer.or_as_it_was():
+                    print(trainer.describe(), flush=True)
             outcome = trainer.run()
         if processes.writes:
             _draw_loss(trainer, outcome)
@@ -36,15 +37,6 @@ def train_and_report(config: TrainConfig) -> Outcome:
                 _draw_attention(trainer)
             print(_summary(trainer, outcome, _write_sample(trainer)))
     return outcome
-
-
-def _announce(trainer: Trainer) -> None:
-    """Says what is about to be trained; where nobody reads that, or Ctrl-C comes, a resumed run stays as it was."""
-    try:
-        print(trainer.describe(), flush=True)
-    except BaseException:
-        trainer.put_back()
-        raise
 
 
 def _write_sample(trainer: Trainer) -> str:

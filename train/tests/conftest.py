@@ -3,7 +3,9 @@
 import shutil
 
 import pytest
+from matplotlib.figure import Figure
 
+from train import attention_plots, experiment_plots, plots
 from train.report import train_and_report
 from train.tests.browser import browser
 from train.tests.runs import options
@@ -25,3 +27,19 @@ def trained(trained_once, tmp_path):
 def chromium():
     with browser() as started:
         yield started
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that were saved, to ask what they say."""
+    saved: list[Figure] = []
+    save = plots.save_figure
+
+    def remember(figure, path):
+        saved.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "save_figure", remember)
+    monkeypatch.setattr(attention_plots, "save_figure", remember)
+    monkeypatch.setattr(experiment_plots, "save_figure", remember)
+    return saved

@@ -53,6 +53,14 @@ def options(folder: Path, **changes: Any) -> TrainConfig:
     return train_config(base | changes, "test")
 
 
+def overfitting(folder: Path) -> TrainConfig:
+    """A run that reads a small text too often, so that its best model is one on the way."""
+    return options(
+        folder, steps=60, evaluate_every=6, checkpoint_every=16, keep_best=True, dropout=0.0, schedule="constant",
+        learning_rate=3e-2, corpus=str(write_text(folder.parent / "small.txt", 60)), context=8,
+    )  # fmt: skip
+
+
 def run(config: TrainConfig, on_step: Callable[[Trainer], None] | None = None) -> Path:
     """Trains and returns the run folder; `on_step` is called after every step."""
     trainer = prepare(config)
@@ -74,6 +82,18 @@ def losses(folder: Path) -> np.ndarray:
 def exact_loss(folder: Path) -> float:
     """The exact validation loss at the end, nats per character."""
     return float(records(folder)[-1]["validation_loss"])
+
+
+def estimates(folder: Path) -> dict[int, float]:
+    """The estimated validation losses by their steps, nats per character."""
+    return {record["step"]: record["validation_loss"] for record in records(folder) if record.get("exact") is False}
+
+
+def with_estimates_of_0(folder: Path) -> None:
+    """Writes into the log that no later estimate can be lower."""
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    lower = [line | ({"validation_loss": 0.0} if line.get("exact") is False else {}) for line in map(json.loads, lines)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lower), encoding="utf-8")
 
 
 def state(folder: Path) -> tuple[dict[str, bytes], dict[str, Any]]:

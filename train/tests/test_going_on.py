@@ -24,7 +24,18 @@ from train.loop import Trainer, _Interrupts, prepare
 from train.parallel import Processes
 from train.report import train_and_report
 from train.tests import test_translation
-from train.tests.runs import options, records, resumed, run, snapshot, state, write_text
+from train.tests.runs import (
+    estimates,
+    options,
+    overfitting,
+    records,
+    resumed,
+    run,
+    snapshot,
+    state,
+    with_estimates_of_0,
+    write_text,
+)
 from train.tests.test_cli import TINY, refused
 from train.translation import Multi30k
 
@@ -39,10 +50,7 @@ def averaged(tmp_path):
 @pytest.fixture
 def judged(tmp_path):
     """A run whose best model is one on the way."""
-    return options(
-        tmp_path / "run", steps=60, evaluate_every=6, checkpoint_every=16, keep_best=True, dropout=0.0, schedule="constant",
-        learning_rate=3e-2, corpus=str(write_text(tmp_path / "small.txt", 60)), context=8,
-    )  # fmt: skip
+    return overfitting(tmp_path / "run")
 
 
 def kept(folder):
@@ -100,20 +108,17 @@ def test_estimates_are_compared_on_the_same_text(judged, option, value):
 def test_a_run_that_goes_on_knows_the_estimate_of_its_best_model(judged):
     folder = run(replace(judged, steps=12))
     before = run_folder.best(folder)
-    log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    lower = [line | ({"validation_loss": 0.0} if line.get("exact") is False else {}) for line in lines]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lower))
+    with_estimates_of_0(folder)
     run(replace(resumed(judged, folder), steps=24))
     assert run_folder.best(folder) == before
 
 
 def test_the_last_model_is_always_one_to_choose_from(judged):
     folder = run(replace(judged, steps=8, evaluate_every=250))
-    estimates = {r["step"]: r["validation_loss"] for r in records(folder) if r.get("exact") is False}
-    assert list(estimates) == [0, 8]
+    found = estimates(folder)
+    assert list(found) == [0, 8]
     ((step, _),) = run_folder.best(folder)
-    assert step == min(estimates, key=lambda at: estimates[at]) == 8
+    assert step == min(found, key=lambda at: found[at]) == 8
 
 
 def test_the_best_model_says_after_which_step_it_was(judged):

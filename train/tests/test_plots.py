@@ -11,7 +11,7 @@ from matplotlib.image import imread
 from reference_numpy.attention import multi_head_attention_forward
 from reference_numpy.config import ModelConfig
 from reference_numpy.position import sinusoidal_table
-from train import attention_plots, experiment_plots, plots
+from train import experiment_plots, plots
 from train.attention_plots import plot_statistics, plot_trace, trace
 from train.cli import main
 from train.experiment_plots import plot_pitfall
@@ -19,22 +19,6 @@ from train.plots import BLUE, MOST_PIXELS, MOST_TOKENS, VERMILION, plot_attentio
 from train.positions import by_distance, similarity
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that were saved, to ask what they say."""
-    saved: list[Figure] = []
-    save = plots.save_figure
-
-    def remember(figure, path):
-        saved.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(plots, "save_figure", remember)
-    monkeypatch.setattr(attention_plots, "save_figure", remember)
-    monkeypatch.setattr(experiment_plots, "save_figure", remember)
-    return saved
 
 
 def causal_attention(heads: int, tokens: int) -> np.ndarray:

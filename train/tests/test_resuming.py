@@ -20,7 +20,7 @@ from train.configuration import TrainConfig, read_run_config
 from train.loop import _Interrupts, snapshot_steps
 from train.report import train_and_report
 from train.run_folder import claimed
-from train.tests.runs import options, records, resumed, run, snapshot, state, write_text
+from train.tests.runs import estimates, options, overfitting, resumed, run, snapshot, state, with_estimates_of_0, write_text
 from train.tests.test_cli import TINY, refused
 
 # The folder
@@ -171,19 +171,16 @@ def test_overwrite_is_for_another_run(capsys, tmp_path):
 
 
 @pytest.fixture
-def overfitting(tmp_path):
-    return options(
-        tmp_path / "run", steps=60, evaluate_every=6, checkpoint_every=16, keep_best=True, dropout=0.0, schedule="constant",
-        learning_rate=3e-2, corpus=str(write_text(tmp_path / "small.txt", 60)), context=8,
-    )  # fmt: skip
+def judged(tmp_path):
+    return overfitting(tmp_path / "run")
 
 
-def test_the_finished_model_is_the_best(overfitting):
+def test_the_finished_model_is_the_best(judged):
     """And only the best is left of those that were it on the way; every estimate lies there, or earlier ones are worse."""
-    folder = run(overfitting)
-    estimates = {r["step"]: r["validation_loss"] for r in records(folder) if r.get("exact") is False}
-    assert 60 in estimates
-    lowest = min(estimates, key=lambda step: estimates[step])
+    folder = run(judged)
+    found = estimates(folder)
+    assert 60 in found
+    lowest = min(found, key=lambda step: found[step])
     assert 0 < lowest < 60, "the text is to be read too often"
     ((step, path),) = run_folder.best(folder)
     assert step == lowest
@@ -193,14 +190,14 @@ def test_the_finished_model_is_the_best(overfitting):
 
 
 @pytest.mark.parametrize("at", [17, 33, 50])
-def test_the_best_model_survives_an_interruption(overfitting, tmp_path, at):
-    unbroken = run(overfitting)
+def test_the_best_model_survives_an_interruption(judged, tmp_path, at):
+    unbroken = run(judged)
 
     def stop(trainer):
         if trainer.step == at:
             raise MemoryError
 
-    broken = replace(overfitting, output=str(tmp_path / "broken"))
+    broken = replace(judged, output=str(tmp_path / "broken"))
     with pytest.raises(MemoryError):
         run(broken, stop)
     folder = run(resumed(broken, tmp_path / "broken"))
@@ -208,21 +205,18 @@ def test_the_best_model_survives_an_interruption(overfitting, tmp_path, at):
     assert [path.name for _, path in run_folder.best(folder)] == [path.name for _, path in run_folder.best(unbroken)]
 
 
-def test_who_asks_for_the_best_later_gets_the_best_from_then_on(overfitting):
+def test_who_asks_for_the_best_later_gets_the_best_from_then_on(judged):
     """Models of before are not there to go back to, however good their estimates; after the last step there is none."""
-    folder = run(replace(overfitting, keep_best=False, steps=40))
+    folder = run(replace(judged, keep_best=False, steps=40))
     with pytest.raises(
         ValueError, match="keep_best: expected none for a finished run that has kept no best model, got True"
     ):
-        run(replace(resumed(overfitting, folder), steps=40))
-    log = folder / "log.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    lower = [line | ({"validation_loss": 0.0} if line.get("exact") is False else {}) for line in lines]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lower))
-    run(resumed(overfitting, folder))
-    estimates = {r["step"]: r["validation_loss"] for r in records(folder) if r.get("exact") is False}
+        run(replace(resumed(judged, folder), steps=40))
+    with_estimates_of_0(folder)
+    run(resumed(judged, folder))
+    found = estimates(folder)
     ((step, _),) = run_folder.best(folder)
-    assert step == min((step for step in estimates if step > 40), key=lambda step: estimates[step])
+    assert step == min((step for step in found if step > 40), key=lambda step: found[step])
 
 
 def test_the_report_says_which_model_it_is_of(tmp_path, capsys):

@@ -12,7 +12,6 @@ from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize
 from train import (
     ablate,
-    attention_plots,
     check,
     complexity,
     flops,
@@ -21,7 +20,6 @@ from train import (
     look,
     models,
     pitfalls,
-    plots,
     report,
     run_folder,
 )
@@ -38,15 +36,6 @@ from train.tests.test_gpt2 import write_weights
 from train.tests.test_models import gpt2 as count_of_gpt2
 from train.trained import load_trained
 from train.vocabulary import Vocabulary
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that would have been saved, to ask what they show; nothing is drawn."""
-    saved = []
-    for module in (plots, attention_plots):
-        monkeypatch.setattr(module, "save_figure", lambda figure, path: saved.append(figure))
-    return saved
 
 
 def maps_of(figure):
