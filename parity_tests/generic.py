@@ -1,6 +1,6 @@
 """Generic faults: every place of the twins where an operator of cosmic-ray can change the program, one change at a time.
 
-mutants.py has the mistakes that people make; these are those that a machine makes, without a thought. The operators are
+mutants.toml has the mistakes that people make; these are those that a machine makes, without a thought. The operators are
 cosmic-ray's (extra `mutants`), the runner is mutate.py's. What changes no behaviour by construction is left out: types in
 annotations, documentation, the text of error messages, assertions and `strict=`, which only a bug could trip, the sizes of
 caches, and `staticmethod`, without which a class gives the same function.

@@ -241,7 +241,7 @@ def changes_of(names: Iterable[str]) -> list[Change]:
     found = []
     for name in names:
         if name not in BY_NAME and name not in TWICE:
-            raise ValueError(f"--only: expected the name of a fault in parity_tests/mutants.py, got {name}")
+            raise ValueError(f"--only: expected the name of a fault in parity_tests/mutants.toml, got {name}")
         found.append(Change(name, mutated_files(faults_of(name))))
     return found
 
@@ -310,7 +310,7 @@ def _head(contents: dict[str, Any]) -> list[str]:
         "# What the proof notices",
         "",
         "Each row is a classic mistake, made on purpose in one of the twins, with the test that failed first and what it",
-        "said. `parity_tests/mutants.py` has the exact changes. Where the spec is wrong, the message may name the twin: the",
+        "said. `mutants.toml` beside it has the exact changes. Where the spec is wrong, the message may name the twin: the",
         "truth that both are measured against is the spec's own text in higher precision, and leaves the right twin alone.",
         "",
         f"Written by `{contents['command']}` on {contents['date']}, in {contents['seconds'] / 60:.0f} minutes, "

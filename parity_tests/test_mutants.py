@@ -1,4 +1,4 @@
-"""The faults of mutants.py fit today's source, the runner tells dead from alive, and the report is of these faults."""
+"""The faults of mutants.toml fit today's source, the runner tells dead from alive, and the report is of these faults."""
 
 import ast
 import json
@@ -84,7 +84,7 @@ def test_the_runner_tells_dead_from_alive(tmp_path):
 def test_unknown_names_are_refused(capsys):
     with pytest.raises(SystemExit, match="2"):
         mutate.main(["--only", "no_such_fault"])
-    assert "expected the name of a fault in parity_tests/mutants.py, got no_such_fault" in capsys.readouterr().err
+    assert "expected the name of a fault in parity_tests/mutants.toml, got no_such_fault" in capsys.readouterr().err
 
 
 def test_generic_faults_change_what_runs_and_nothing_else():

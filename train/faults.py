@@ -1,4 +1,4 @@
-"""Named faults for experiments: those of the proof (parity_tests/mutants.py) by name, and a few of the laboratory's own.
+"""Named faults for experiments: those of the proof (parity_tests/mutants.toml) by name, and a few of the laboratory's own.
 
 A training with a fault runs the text of a room with one line changed. Nothing on disk changes: `install` has Python read the
 changed text when the room is imported, so it belongs into a process of its own, before that room is first used.
@@ -76,7 +76,7 @@ def fault(name: str) -> Mutant:
     """The fault of that name. Raises ValueError for a name that there is not."""
     found = OWN.get(name) or BY_NAME.get(name)
     if found is None:
-        raise ValueError(f"faults: expected the name of a fault in parity_tests/mutants.py or train/faults.py, got {name!r}")
+        raise ValueError(f"faults: expected the name of a fault in mutants.toml or train/faults.py, got {name!r}")
     return found
 
 

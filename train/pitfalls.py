@@ -1,6 +1,6 @@
 """`twinformer pitfalls`: what training looks like with each classic mistake in the code, beside the same run without it.
 
-The mistakes are the named faults that the proof must notice (parity_tests/mutants.py), so the gallery shows the other side:
+The mistakes are named faults that the proof must notice (parity_tests/mutants.toml), so the gallery shows the other side:
 what somebody without such a proof would have to go by. One seed: this shows, the ablations measure.
 """
 
