@@ -19,8 +19,8 @@ from train.attention import draw, draw_view
 from train.attention_page import renewed
 from train.benchmarks.report import markdown, plot_steps
 from train.checkpoint import load_model
-from train.configuration import AttentionConfig, PositionsConfig
-from train.configuration import View as ViewName
+from train.commands import AttentionConfig, PositionsConfig
+from train.commands import View as ViewName
 from train.evidence import BENCHMARKS, LOGS
 from train.experiment_plots import plot_ablation, plot_induction, plot_ladder, plot_pitfall
 from train.looking import Reading, attention_caches, look, pair_reading

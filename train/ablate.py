@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from train.checkpoint import output_folder, write_atomically, write_json
-from train.configuration import AblateConfig
+from train.commands import AblateConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_ablation
 from train.extras import extra

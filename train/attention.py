@@ -13,7 +13,8 @@ from train import run_folder
 from train.attention_page import Moment, QueryKey, attention_page
 from train.attention_plots import plot_rollout, plot_statistics, plot_trace, trace
 from train.checkpoint import write_atomically
-from train.configuration import AttentionConfig, BackendName, Device
+from train.commands import AttentionConfig
+from train.configuration import BackendName, Device
 from train.looking import Reading, Stack, attention_caches, from_score_to_weight, look, losses_near, moments, read, rollout
 from train.plots import plot_attention
 from train.run_folder import attention_of

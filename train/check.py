@@ -27,7 +27,8 @@ from parity_tests.compare import central_difference, derivative_by_complex_step,
 from reference_numpy.model import ModelCache
 from train import streams
 from train.checkpoint import write_json
-from train.configuration import CheckConfig, Device
+from train.commands import CheckConfig
+from train.configuration import Device
 from train.plots import plot_check
 from train.progress import tqdm
 from train.run_folder import environment, output_file

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from train.configuration import (
+from train.commands import (
     AblateConfig,
     AttentionConfig,
     BenchConfig,
@@ -38,11 +38,9 @@ from train.configuration import (
     ParametersConfig,
     PitfallsConfig,
     PositionsConfig,
-    TrainConfig,
-    preset,
-    read_run_config,
     without_effect,
 )
+from train.configuration import TrainConfig, preset, read_run_config
 from train.parallel import reports_error
 
 DESCRIPTION = (

@@ -16,7 +16,7 @@ import numpy as np
 
 from reference_numpy import attention, flash_attention, linear_attention
 from train.checkpoint import output_folder, write_json
-from train.configuration import ComplexityConfig
+from train.commands import ComplexityConfig
 from train.plots import plot_complexity
 from train.progress import tqdm
 from train.run_folder import environment

@@ -14,7 +14,7 @@ import numpy as np
 
 from parity_tests.parity import OPERATIONS, Drawn, Operation, assert_parity
 from train.checkpoint import write_atomically
-from train.configuration import ExercisesConfig
+from train.commands import ExercisesConfig
 from train.run_folder import output_file
 
 HEADER = '''\

@@ -7,7 +7,7 @@ from dataclasses import fields
 import numpy as np
 
 from train.backend import Backend, Sampling
-from train.configuration import OF_WRITING, GenerateConfig
+from train.commands import OF_WRITING, GenerateConfig
 from train.data import Batch
 from train.pairs import Search, answer_all
 from train.streams import stream

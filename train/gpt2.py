@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 from train import run_folder
 from train.checkpoint import check_shapes, save_model
-from train.configuration import GPT2Config, TrainConfig, train_config
+from train.commands import GPT2Config
+from train.configuration import TrainConfig, train_config
 from train.subwords import Subwords
 
 FILES = CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"

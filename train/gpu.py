@@ -36,7 +36,8 @@ from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import initialize, parameter_count
 from train.check import check
 from train.checkpoint import output_folder, write_atomically, write_json
-from train.configuration import CheckConfig, TrainConfig, flat_options, preset, train_config
+from train.commands import CheckConfig
+from train.configuration import TrainConfig, flat_options, preset, train_config
 from train.corpus import load_corpus
 from train.create import create_backend, with_dtype
 from train.data import Batch

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from train.checkpoint import output_folder, write_json
-from train.configuration import InductionConfig, TrainConfig, train_config
+from train.commands import InductionConfig
+from train.configuration import TrainConfig, train_config
 from train.data import Batch
 from train.experiment_plots import plot_induction
 from train.faults import install

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from train.checkpoint import output_folder, write_atomically, write_json
-from train.configuration import LadderConfig, flat_options, preset, train_config
+from train.commands import LadderConfig
+from train.configuration import flat_options, preset, train_config
 from train.corpus import load_corpus
 from train.data import split_tokens
 from train.experiment_plots import plot_ladder

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from reference_numpy.config import ModelConfig
 from reference_numpy.parameters import parameter_count, parameter_shapes
-from train.configuration import ParametersConfig, from_mapping
+from train.commands import ParametersConfig
+from train.configuration import from_mapping
 
 MODELS_FILE = Path(__file__).with_name("models.toml")
 

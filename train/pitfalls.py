@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from train.checkpoint import output_folder, write_atomically, write_json
-from train.configuration import PitfallsConfig
+from train.commands import PitfallsConfig
 from train.corpus import load_corpus
 from train.experiment_plots import plot_pitfall
 from train.faults import fault

@@ -9,7 +9,7 @@ import numpy as np
 from reference_numpy.position import alibi_slopes, rotary_tables, sinusoidal_table
 from train import run_folder
 from train.checkpoint import load_model
-from train.configuration import PositionsConfig
+from train.commands import PositionsConfig
 from train.plots import plot_positions
 
 

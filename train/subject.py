@@ -16,7 +16,8 @@ from reference_numpy.model import ModelCache, loss_and_gradients, model_forward
 from reference_numpy.parameters import Parameters, initialize
 from train import run_folder, streams
 from train.checkpoint import load_model
-from train.configuration import ON_TEXT, CheckConfig, TrainConfig, preset, read_config, read_run_config, with_vocabulary
+from train.commands import CheckConfig
+from train.configuration import ON_TEXT, TrainConfig, preset, read_config, read_run_config, with_vocabulary
 from train.data import Batch
 from train.task import Task, create_task
 from train.vocabulary import Symbols

@@ -22,7 +22,7 @@ from train.benchmarks import contenders, profile, report, timing
 from train.benchmarks.contenders import SHAPES, Shape
 from train.benchmarks.memory import peak_bytes
 from train.checkpoint import output_folder, write_json
-from train.configuration import BenchConfig, ComplexityConfig
+from train.commands import BenchConfig, ComplexityConfig
 from train.data import random_batch
 from train.torch_backend import multiplies_bfloat16
 

@@ -11,7 +11,7 @@ from parity_tests.bounds import LONGDOUBLE_IS_WIDER, run_tracked
 from parity_tests.compare import NARROW_LONGDOUBLE
 from train import check
 from train.cli import main
-from train.configuration import CheckConfig
+from train.commands import CheckConfig
 from train.subject import VOCABULARY, Subject, create_subject, random_batch
 from train.tests.runs import options, run, write_text
 

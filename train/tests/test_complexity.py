@@ -6,7 +6,7 @@ import numpy as np
 
 from train import complexity
 from train.cli import main
-from train.configuration import ComplexityConfig
+from train.commands import ComplexityConfig
 
 
 def test_command(tmp_path, capsys):

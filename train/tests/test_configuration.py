@@ -8,17 +8,8 @@ import pytest
 
 from train import configuration
 from train.cli import parse
-from train.configuration import (
-    AttentionConfig,
-    CheckConfig,
-    GenerateConfig,
-    ModelOptions,
-    PositionsConfig,
-    TrainConfig,
-    flat_options,
-    preset,
-    train_config,
-)
+from train.commands import AttentionConfig, CheckConfig, GenerateConfig, PositionsConfig
+from train.configuration import ModelOptions, TrainConfig, flat_options, preset, train_config
 
 PRESETS = tomllib.loads(configuration.PRESETS_FILE.read_text())
 

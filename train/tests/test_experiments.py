@@ -11,7 +11,8 @@ from parity_tests.mutants import mutated_files
 from train import ablate, complexity, induction, ladder, look, pitfalls
 from train.ablate import Variant
 from train.cli import main
-from train.configuration import AblateConfig, PitfallsConfig, preset
+from train.commands import AblateConfig, PitfallsConfig
+from train.configuration import preset
 from train.create import create_backend
 from train.data import Batch
 from train.extras import extra

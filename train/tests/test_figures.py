@@ -13,7 +13,7 @@ from reference_numpy.model import model_forward
 from reference_numpy.parameters import initialize
 from train import attention, check, complexity, looking, positions
 from train.cli import main
-from train.configuration import AttentionConfig, CheckConfig, PositionsConfig
+from train.commands import AttentionConfig, CheckConfig, PositionsConfig
 from train.generated import GeneratedPairs
 from train.look import Look
 from train.looking import Reading, Stack, attention_caches, from_score_to_weight, losses_near, read

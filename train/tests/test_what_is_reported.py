@@ -25,7 +25,8 @@ from train import (
 )
 from train.attention_plots import MOST_TRACED, Trace, plot_statistics, plot_trace
 from train.cli import main
-from train.configuration import LadderConfig, PitfallsConfig, TrainConfig
+from train.commands import LadderConfig, PitfallsConfig
+from train.configuration import TrainConfig
 from train.create import create_backend
 from train.looking import Reading, attention_caches
 from train.looking import look as look_at
