@@ -233,10 +233,10 @@ def _bounds() -> Iterator[tuple[str, Fact]]:
     worst = max(rows, key=lambda row: row.ratio)
     yield "bounds.cells", Fact(f"{len(rows):,}", where, command)
     yield "bounds.worst", Fact(f"{worst.ratio:.2f}", where, command)
-    within, derived = "parity_tests/within.py", "parity_tests/bounds.py"
+    within, derived, drawn = "parity_tests/within.py", "parity_tests/bounds.py", "parity_tests/sketches.py"
     yield "bounds.canary", Fact(f"{_constant(within, 'CANARY'):g}", within, "make test")
     yield "bounds.twin", Fact(f"{_constant(derived, 'TWIN_FACTOR'):g}", derived, "make test")
-    yield "bounds.rarity", Fact(f"{1 / _constant(derived, 'FAILURE_PROBABILITY'):,.0f}", derived, "make test")
+    yield "bounds.rarity", Fact(f"{1 / _constant(drawn, 'FAILURE_PROBABILITY'):,.0f}", drawn, "make test")
 
 
 def _constant(path: str, name: str) -> float:

@@ -14,17 +14,10 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from parity_tests.bounds import (
-    CONFIDENCE,
-    LONGDOUBLE_IS_WIDER,
-    TWIN_FACTOR,
-    Tracked,
-    bound_of,
-    format_of,
-    run_tracked,
-    track_tree,
-    unit_roundoff,
-)
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, bound_of, run_tracked, track_tree
+from parity_tests.formats import format_of, unit_roundoff
+from parity_tests.sketches import CONFIDENCE
+from parity_tests.tracked import Tracked
 from parity_tests.within import Tally, assert_drift_rejected, assert_moments_within, assert_rejected, assert_within, record
 from reference_numpy import attention, flash_attention
 

@@ -10,20 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from parity_tests.bounds import (
-    CONFIDENCE,
-    HALF,
-    LONGDOUBLE_IS_WIDER,
-    Tracked,
-    bound_of,
-    format_of,
-    map_arrays,
-    smallest_subnormal,
-    student_quantile,
-    track,
-    unit_roundoff,
-)
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, bound_of, map_arrays
 from parity_tests.compare import NARROW_LONGDOUBLE
+from parity_tests.formats import format_of, smallest_subnormal, unit_roundoff
+from parity_tests.sketches import CONFIDENCE, HALF, student_quantile
+from parity_tests.tracked import Tracked, track
 from parity_tests.within import CANARY, assert_rejected, assert_within, record
 
 pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from parity_tests import compare, within
-from parity_tests.bounds import CONFIDENCE, LONGDOUBLE_IS_WIDER, run_tracked
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, run_tracked
 from parity_tests.compare import NARROW_LONGDOUBLE, check_operation
+from parity_tests.sketches import CONFIDENCE
 from parity_tests.within import Tally, assert_drift_rejected, assert_moments_within, assert_rejected, assert_within
 
 pytestmark = pytest.mark.skipif(not LONGDOUBLE_IS_WIDER, reason=NARROW_LONGDOUBLE)

@@ -17,8 +17,8 @@ MAY_IMPORT = {  # of our own packages
     "train": {"reference_numpy", "torch_impl", "train", "parity_tests"},  # of the proof, the instruments only: see below
     "blog": {"reference_numpy", "train", "blog"},
 }
-# bounds and compare serve `twinformer check`; the named faults are what the gallery and the ablations train with.
-INSTRUMENTS = {"parity_tests.bounds", "parity_tests.compare", "parity_tests.mutants", "parity_tests.parity"}
+# bounds, what it is made of, and compare serve `twinformer check`; with the named faults gallery and ablations train.
+INSTRUMENTS = {f"parity_tests.{name}" for name in ("bounds", "formats", "tracked", "compare", "mutants", "parity")}
 SPEC_MAY_IMPORT = {"numpy", "math", "typing", "collections", "dataclasses"}  # nothing of weight besides NumPy
 
 

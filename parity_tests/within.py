@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parity_tests.bounds import CONFIDENCE, HALF, Tracked, larger_half
+from parity_tests.sketches import CONFIDENCE, HALF, larger_half
+from parity_tests.tracked import Tracked
 
 CANARY = 3.0  # a perturbation of so many bounds must be rejected
 

@@ -22,8 +22,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, Tracked, run_tracked, unit_roundoff
+from parity_tests.bounds import LONGDOUBLE_IS_WIDER, TWIN_FACTOR, run_tracked
 from parity_tests.compare import central_difference, derivative_by_complex_step, tiled
+from parity_tests.formats import unit_roundoff
+from parity_tests.tracked import Tracked
 from reference_numpy.model import ModelCache
 from train import streams
 from train.checkpoint import write_json
