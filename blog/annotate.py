@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from blog import source
-from blog.facts import QUOTIENT, bounds, worst_of
+from blog.facts import QUOTIENT, TWINS, bounds, worst_of
 from blog.markup import code_lines, math
 from blog.source import Symbol
 
@@ -50,7 +50,7 @@ class Note(NamedTuple):
     twin: Link | None
     tests: list[Link]
     worst: dict[str, float]
-    """Error/bound by witness, of outputs for a forward, of gradients for a backward."""
+    """Error/bound by witness: of outputs for a forward, of gradients for a backward, of both for what returns both."""
 
 
 class Part(NamedTuple):
@@ -234,7 +234,7 @@ def _siblings(room: str) -> str:
 
 
 def _line_html(number: int, line: str) -> str:
-    return f'<span class="line" id="L{number}"><a href="#L{number}">{number}</a>{line or " "}</span>'
+    return f'<span class="line" id="L{number}"><a href="#L{number}" tabindex="-1">{number}</a>{line or " "}</span>'
 
 
 def _escaped(text: str) -> str:
@@ -283,5 +283,8 @@ def _worst(room: str, name: str, patterns: list[str]) -> dict[str, float]:
     rows = [row for row in bounds() if any(fnmatchcase(row.operation, pattern) for pattern in patterns)]
     if patterns and not rows:
         raise ValueError(f"equations: expected operations of BOUNDS.md for {room}.{name}, got {patterns}")
-    is_backward = name.endswith("_backward")
-    return worst_of(row for row in rows if row.is_gradient == is_backward)
+    twins = {TWINS[pattern] for pattern in patterns if pattern in TWINS}
+    rows += [row for row in bounds() if row.witness == "twin" and row.operation in twins]
+    if not name.endswith("_and_gradients"):
+        rows = [row for row in rows if row.is_gradient == name.endswith("_backward")]
+    return worst_of(rows)

@@ -61,6 +61,7 @@ REPORTS = (
     Report("benchmarks-zen5.html", "Speed", "Benchmarks: Zen 5", "train/benchmarks/zen5/BENCHMARKS.md"),
     Report("benchmarks-gpu.html", "Speed", "Benchmarks: GPU", "train/benchmarks/gpu/GPU.md"),
     Report("leaderboard.html", "Speed", "Leaderboard", "train/benchmarks/LEADERBOARD.md"),
+    Report("notes.html", "Speed", "Notes", "train/benchmarks/NOTES.md"),
 )
 
 

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 from xml.etree import ElementTree
 
@@ -19,7 +20,6 @@ from pygments.formatters.html import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
 
 PRIME = "′"
-WIDE = '<div class="wide" tabindex="0" role="group" aria-label="table">'  # scrolled by keys too
 FUNCTIONS = ("log", "ln", "sin", "cos", "tanh", "exp", "Im")  # the library sets their argument without a space
 
 
@@ -39,7 +39,7 @@ def renderer() -> MarkdownIt:
     markdown = MarkdownIt("commonmark", {"highlight": _highlighted}).enable("table")
     markdown.use(anchors_plugin, min_level=1, max_level=4, slug_func=slug)
     markdown.use(dollarmath_plugin, renderer=lambda tex, options: math(tex, options["display_mode"]), allow_digits=False)
-    markdown.add_render_rule("table_open", lambda *_: f"{WIDE}<table>\n")
+    markdown.add_render_rule("table_open", _table)
     markdown.add_render_rule("table_close", lambda *_: "</table></div>\n")
     markdown.add_render_rule("image", _image)
     return markdown
@@ -64,6 +64,9 @@ def math(tex: str, display: bool = False) -> str:
         if element[1].text == PRIME:  # a prime is raised of itself; raised once more it cannot be read
             element.tag, element[1].tag = "mrow", "mo"
             element[1].attrib.update(lspace="0", rspace="0")
+    for element in tree.iter("mo"):
+        if element.text in ("∞", "max"):  # the library sets them as operators, with spaces around them
+            element.tag = "mi"
     for row in [element for element in tree.iter() if element.tag in ("mrow", "math")]:
         for place in range(len(row) - 2, -1, -1):
             name = row[place][0] if row[place].tag == "msup" else row[place]
@@ -108,6 +111,17 @@ def _highlighted(code: str, language: str, _: str) -> str:
     """A fence. Without a language it is text."""
     lines = code_lines(code, language) if language else html.escape(code, quote=False).split("\n")
     return "\n".join(lines)
+
+
+def _table(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """A table in a frame that is scrolled by keys, too, and has the names of the columns as its own."""
+    columns = []
+    for token, content in pairwise(tokens[index:]):
+        if token.type == "thead_close":
+            break
+        if token.type == "th_open" and content.content:
+            columns.append(html.escape(content.content.replace("`", "")))
+    return f'<div class="wide" tabindex="0" role="group" aria-label="table: {", ".join(columns)}"><table>\n'
 
 
 def _image(self: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,22 @@ def evidence() -> str:
             f"| [{name}](train/logs/{name}) | {figures['steps']:,} | {figures['parameters']:,} | {figures['loss']:.4f} | "
             f"{figures['bits']:.4f} | {figures['seconds']:.0f} |"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", means(), ""])
+
+
+def means() -> str:
+    """The same presets with five seeds, where that was measured: mean and standard deviation of the exact losses."""
+    board = json.loads((BENCHMARKS / "leaderboard.json").read_text(encoding="utf-8"))
+    gpu = json.loads((BENCHMARKS / "gpu" / "summary.json").read_text(encoding="utf-8"))["shakespeare"]
+    found = {
+        "fast": ([run["loss"] for run in board["runs"] if run["name"] == "fast"], "LEADERBOARD.md"),
+        "shakespeare-gpu": (gpu["exact_validation_losses"], "gpu/GPU.md"),
+    }
+    texts = [
+        f"`{name}` {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} ([{file}](train/benchmarks/{file}))"
+        for name, (losses, file) in found.items()
+    ]
+    return f"Every run of the table has seed 0. Mean and standard deviation of five seeds: {', '.join(texts)}."
 
 
 def tasks() -> str:

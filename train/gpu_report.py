@@ -75,7 +75,7 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
     for run in runs:
         if "remark" in run:
             remarks.setdefault(run["remark"], []).append(str(run["seed"]))
-    mean = f"{found['mean']:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+    mean = f"{found['mean']:.4f}" + ("" if spread is None else f", standard deviation {spread:.4f}")
     reached = found["mean"] <= GOAL_LOSS and found["longest_training_seconds"] <= GOAL_SECONDS
     return [
         "## tinyshakespeare",
@@ -83,7 +83,7 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
         f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, {first['date']}, "
         f"torch {first['environment']['torch']}" + (f"; with {changes}." if changes else "."),
         "Exact loss over the validation split, nats per character. Training seconds are of all steps, compilation included;",
-        "those of the whole run are with evaluation, figures and sample.",
+        "those of the whole run are with evaluation, figures and sample. Utilisation is that of the median logged speed.",
         "",
         "| seed | loss | training, s | whole run, s | utilisation |",
         "| ---: | ---: | ---: | ---: | ---: |",

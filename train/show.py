@@ -42,6 +42,8 @@ def show(
     if len(attention) == 0:
         raise ValueError("attention: expected the weights of at least one layer, got none")
     columns = tokens if keys is None else keys
+    if not len(tokens) or not len(columns):
+        raise ValueError(f"{'keys' if len(tokens) else 'tokens'}: expected at least one label, got none")
     layers = {f"layer {layer}": _weights(array, len(tokens), len(columns), layer) for layer, array in enumerate(attention)}
     if len({len(weights) for weights in layers.values()}) > 1:
         raise ValueError("attention: expected as many heads in every layer")

@@ -24,7 +24,7 @@ BOUNDS = [
 def lines_of(page):
     """Number and text of every line of code, in order; the number of its anchor is that which is seen."""
     code = "".join(re.findall(r'<pre class="code">(.*?)</pre>', page, re.DOTALL))
-    found = re.split(r'<span class="line" id="L(\d+)"><a href="#L(\d+)">(\d+)</a>', code)
+    found = re.split(r'<span class="line" id="L(\d+)"><a href="#L(\d+)"[^>]*>(\d+)</a>', code)
     assert found[1::4] == found[2::4] == found[3::4]
     return [(int(n), html.unescape(re.sub(r"<[^>]*>", "", text))) for n, text in zip(found[1::4], found[4::4], strict=True)]
 

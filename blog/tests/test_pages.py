@@ -6,7 +6,7 @@ from train.tests.browser import browser
 
 WINDOWS = {
     "desktop": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone": {"viewport": {"width": 390, "height": 800}, "color_scheme": "dark"},
+    "phone": {"viewport": {"width": 360, "height": 800}, "color_scheme": "dark"},
 }
 SOURCE = ("source/index.html", "source/reference_numpy/attention.html", "source/torch_impl/attention.html")
 

@@ -90,8 +90,15 @@ def test_wrapping_changes_lines_alone():
     assert post.wrapped(text) == again
 
 
+def product_of(text, letters, values):
+    r"""The value, with these indices, of a sum of products as the post writes it: \sum_t P_{ts} \bar O_{tc}."""
+    factors = re.findall(r"(\\bar )?\b([A-Za-z])_\{?(\w+)\}?", re.sub(r"\\sum_\w", "", text))
+    indices = ",".join(index for _, _, index in factors)
+    return np.einsum(f"{indices}->{letters}", *(values[("bar " if bar else "") + name] for bar, name, _ in factors))
+
+
 def test_the_derivation_is_that_of_the_code():
-    """The equations of the post, index by index, against the spec's backward, within the bounds of the proof."""
+    """The equations of the post, read and computed, against the spec's backward, within the bounds of the proof."""
     generator = np.random.default_rng(0)
     query, key, value, d_output = generator.standard_normal((4, 1, 1, 5, 3))
 
@@ -101,14 +108,29 @@ def test_the_derivation_is_that_of_the_code():
         )
 
     truth, bound = bound_of(backward, query, key, value, d_output, format="float64", factor=TWIN_FACTOR)
-    Q, K, V, O_bar = (array[0, 0] for array in (query, key, value, d_output))
-    d = Q.shape[1]
-    S = np.einsum("tc,sc->ts", Q, K) / math.sqrt(d)
-    P = np.exp(S) / np.exp(S).sum(axis=1, keepdims=True)
-    V_bar = np.einsum("ts,tc->sc", P, O_bar)
-    P_bar = np.einsum("tc,sc->ts", O_bar, V)
-    S_bar = P * (P_bar - np.einsum("tr,tr->t", P_bar, P)[:, None])
-    Q_bar = np.einsum("ts,sc->tc", S_bar, K) / math.sqrt(d)
-    K_bar = np.einsum("ts,tc->sc", S_bar, Q) / math.sqrt(d)
-    for name, ours, expected, limit in zip("QKV", (Q_bar, K_bar, V_bar), truth, bound, strict=True):
+    text = TEMPLATE.read_text(encoding="utf-8")
+    written = re.findall(r"\\bar (\w)_\{(\w+)\} = (\\frac\{1\}\{\\sqrt d\} )?(\\sum_.*?) (?:\\qquad|\$\$)", text)
+    equations = {name: (letters, sum_, bool(scale)) for name, letters, scale, sum_ in written}
+    assert equations.keys() == set("VPQK")
+    d = query.shape[-1]
+    values = {name: array[0, 0] for name, array in zip(("Q", "K", "V", "bar O"), (query, key, value, d_output), strict=True)}
+    scores = values["Q"] @ values["K"].T / math.sqrt(d)
+    values["P"] = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    for name in "VP":
+        letters, sum_, scaled = equations[name]
+        assert not scaled
+        values[f"bar {name}"] = product_of(sum_, letters, values)
+    (own, rest), *others = re.findall(r"= p_j \\left\( (.*?) - (\\sum_i .*?) \\right\) \$\$", text)
+    (jacobian, column), *again = re.findall(r"p_i \(\\delta_\{(\w+)\} - p_(\w)\)", text)
+    assert again == [(jacobian, column)] and not others
+    rows = []
+    for p, bar_p in zip(values["P"], values["bar P"], strict=True):
+        row = {"p": p, "bar p": bar_p}
+        rows.append(p * (product_of(own, "j", row) - product_of(rest, "", row)))
+        derivative = p[:, None] * (np.eye(5) - np.einsum(f"{column},{jacobian}->ij", p, np.ones((5, 5))))  # (i, j)
+        np.testing.assert_array_almost_equal_nulp(1 + bar_p @ derivative, 1 + rows[-1], nulp=16)
+    values["bar S"] = np.array(rows)
+    for name, expected, limit in zip("QKV", truth, bound, strict=True):
+        letters, sum_, scaled = equations[name]
+        ours = product_of(sum_, letters, values) / (math.sqrt(d) if scaled else 1)
         assert_within(ours[None, None], expected, limit, f"the post's gradient of {name}")

@@ -189,7 +189,7 @@ def _verdict(result: Mapping[str, Any]) -> list[str]:
             if contender in ratios:
                 found = ratios[contender]
                 lines.append(
-                    f"- Step, {name}, {contender}: {_ratio(found, 2)} times that of {who}; the goal, at most {goal}, is "
+                    f"- Step, {name}, {contender}: {_ratio(found, 3)} times that of {who}; the goal, at most {goal}, is "
                     f"{_decided(found, goal)}."
                 )
         lines.append(

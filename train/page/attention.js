@@ -58,9 +58,10 @@ function weightsOf(codes, k, layer, heads) {
   return weights;
 }
 
-/** Means over the rows: entropy (nats), distance (tokens) to what is attended to, weight on the first token and on the own one. */
+/** Means over the rows that attend: entropy (nats), distance (tokens) to what is attended to, weight on the first token and on
+ * the own one. */
 function statistics(weights, T, S) {
-  let entropy = 0, distance = 0, first = 0, self = 0;
+  let count = 0, entropy = 0, distance = 0, first = 0, self = 0;
   for (let row = 0; row < T; row++) {
     let total = 0, own = 0, far = 0;
     for (let column = 0; column < S; column++) {
@@ -71,12 +72,14 @@ function statistics(weights, T, S) {
       far += weight * Math.abs(row - column);
     }
     if (total === 0) continue;
+    count++;
     entropy += own / total + Math.log(total); // of the weights divided by their sum, which rounding moves off 1
     distance += far / total;
     first += weights[row * S] / total;
     if (row < S) self += weights[row * S + row] / total;
   }
-  return { entropy: entropy / T, distance: distance / T, first: first / T, self: self / T };
+  count = count || 1;
+  return { entropy: entropy / count, distance: distance / count, first: first / count, self: self / count };
 }
 
 /** [layer, head] of the lowest mean entropy, of those that do not give most of their weight to the own and the first token. */
@@ -150,7 +153,7 @@ function layOutMatrix() {
   matrix.cell = Math.min(44, room / columns.length, Math.max(620, 9 * rows.length) / rows.length);
   matrix.image = pixels(shown.weights, rows.length, columns.length);
   const colors = Array.from({ length: 65 }, (_, index) => `rgb(${colorOf(index / 64)})`);
-  $("bar").style.background = `linear-gradient(to right, ${colors})`;
+  $("bar").style.background = `linear-gradient(to right, transparent 2%, ${colors[0]} 2%, ${colors.slice(1)})`; // 0 is clear
 }
 
 function drawMatrix() {
@@ -456,7 +459,7 @@ function drawTraining() {
   $("loss").innerHTML = `<polyline points="${points}"/><line x1="${state.time}" x2="${state.time}" y1="0" y2="1"/>`;
   const some = steps.length > 4 ? `${steps.slice(0, 3).join(", ")} … ${steps[LAST]}` : steps.join(", ");
   const range = known.length ? `line: training loss, ${low.toFixed(2)} to ${high.toFixed(2)} ${DATA.unit}, at the ` : "";
-  $("loss-about").textContent = `${range}${steps.length} steps ${some}, evenly spaced`;
+  $("loss-about").textContent = `${range}${steps.length} steps ${some}, drawn at equal distances`;
 }
 
 function drawChoice() {
@@ -479,12 +482,15 @@ async function show() {
   drawTraining();
   drawOverview();
   drawChoice();
-  const { entropy, distance } = statistics(shown.weights, stack.rows.length, stack.columns.length);
-  const heads = shownHeads(), several = heads.length === stack.heads ? "mean of all heads" : `mean of heads ${heads.join(", ")}`;
+  const heads = shownHeads();
+  const each = heads.map((one) => statistics(weightsOf(codes, k, layer, [one]), stack.rows.length, stack.columns.length));
+  const mean = (name) => each.reduce((sum, one) => sum + one[name], 0) / each.length;
+  const several = heads.length === stack.heads ? "mean of all heads" : `mean of heads ${heads.join(", ")}`;
   const name = heads.length === 1 ? `head ${heads[0]}` : several;
   drawSwitches();
-  const far = stack.same ? `, mean distance ${distance.toFixed(1)} tokens` : "";
-  $("about").textContent = `${stack.title}: layer ${layer}, ${name}; mean entropy ${entropy.toFixed(2)} nats${far}`;
+  const far = stack.same ? `, mean distance ${mean("distance").toFixed(1)} tokens` : "";
+  const whose = heads.length === 1 ? "mean entropy" : "mean entropy of a head";
+  $("about").textContent = `${stack.title}: layer ${layer}, ${name}; ${whose} ${mean("entropy").toFixed(2)} nats${far}`;
   $("matrix").setAttribute("aria-label", `Matrix of weights: rows attend, columns are attended to. ${$("about").textContent}. Arrow keys choose a cell.`);
   $("lines").setAttribute("aria-label", "Lines from each token to what it attends to. Arrow keys choose.");
   document.documentElement.dataset.shown = String(ticket); // what is on the screen is complete
@@ -546,6 +552,7 @@ function moved(key, place, count, less, more) {
 }
 
 function onKeys(event) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own, as Alt and Left for the page before
   if (event.key === "Escape") return letGo();
   if (!shown) return;
   const { rows, columns } = shown.stack, target = event.target, { row, column } = state;

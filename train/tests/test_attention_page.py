@@ -355,7 +355,7 @@ def test_scales_and_axes_have_names(chromium, path):
         assert "rows attend, columns are attended to" in page.get_attribute("#matrix", "aria-label")
         assert (
             page.inner_text("#loss-about")
-            == "line: training loss, 0.08 to 4.00 nats, at the 3 steps 0, 7, 50, evenly spaced"
+            == "line: training loss, 0.08 to 4.00 nats, at the 3 steps 0, 7, 50, drawn at equal distances"
         )
 
 

@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 import re
 
 import numpy as np
@@ -55,6 +56,38 @@ def test_keys_of_another_text():
 def test_what_cannot_be_shown(attention, message):
     with pytest.raises(ValueError, match=message):
         show(attention, WORDS)
+
+
+@pytest.mark.parametrize(
+    ("T", "S", "message"), [(0, 0, "tokens: expected at least one"), (3, 0, "keys: expected at least one")]
+)
+def test_texts_without_a_token(T, S, message):
+    with pytest.raises(ValueError, match=message):
+        show([np.zeros((1, T, S))], WORDS[:T], WORDS[:S])
+
+
+def test_means_are_over_rows_that_attend_and_over_heads(tmp_path):
+    """Head 0 spreads its weight over four words, head 1 looks at one; half of the rows see nothing."""
+    weights = np.zeros((2, 4, 4))
+    weights[0, :2], weights[1, :2, 0] = 1 / 4, 1
+    show([weights], [*WORDS, "down"]).save(str(tmp_path / "page.html"))
+    with browser() as chromium, opened(chromium, tmp_path / "page.html") as page:
+        for head, entropy in (
+            ("0", f"mean entropy {math.log(4):.2f}"),
+            ("all", f"mean entropy of a head {math.log(4) / 2:.2f}"),
+        ):
+            page.select_option("#head", label=head)
+            page.wait_for_function(f"document.getElementById('about').textContent.includes({entropy!r})")
+
+
+def test_keys_of_the_browser_are_left_alone(tmp_path):
+    show([causal()], WORDS).save(str(tmp_path / "page.html"))
+    with browser() as chromium, opened(chromium, tmp_path / "page.html") as page:
+        page.focus("#matrix")
+        taken = "(event) => !document.getElementById('matrix').dispatchEvent(new KeyboardEvent('keydown', event))"
+        event = {"key": "ArrowLeft", "bubbles": True, "cancelable": True}
+        assert page.evaluate(taken, event)
+        assert not page.evaluate(taken, event | {"altKey": True})  # the page before
 
 
 def test_in_a_browser(tmp_path):
