@@ -133,7 +133,11 @@ def parse(arguments: list[str]) -> Any:
 
 def run(config: Any) -> int:
     """Runs the subcommand whose options these are and returns the exit status. What it returns is printed if it is a text,
-    and is the status if it is a number."""
+    and is the status if it is a number.
+
+    Raises: ValueError for several processes, where only one can do the work, and as what carries the subcommand out."""
+    if not isinstance(config, TrainConfig) and (count := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"processes: expected one, since only `train` is shared by those of torchrun, got {count}")
     # A thread of torch's libgomp that waits for the others spins before it sleeps. On an idle machine 2000 turns cost a step
     # of training nothing against the default, and beside one other busy process on two cores it took 0.65 of the time. From
     # one short product of decoding to the next that is not enough: with 5000 a character takes 0.7 to 0.85 of the time.

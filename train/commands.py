@@ -372,7 +372,7 @@ def without_effect(config: Any) -> dict[str, str]:
             "validation_fraction": (on_text, "tasks on one text"),
             "batch": (not multi30k, "other tasks than multi30k, which has batch_tokens"),
             "batch_tokens": (multi30k, "task multi30k"),
-            "subwords": (multi30k, "task multi30k"),
+            "subwords": (multi30k and config.init_from is None, "task multi30k where no model to begin with has them"),
             "beams": (not on_text, "tasks on pairs"),
             "length_penalty": (not on_text, "tasks on pairs"),
             "sample_length": (config.task == "language_model", "task language_model"),

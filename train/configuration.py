@@ -46,6 +46,7 @@ RUN_FORMAT = "twinformer run 1"
 
 
 MOST_THREADS = 1024  # far more than these, and a library crashes
+MOST_SUBWORDS = 1_000_000  # far more than help; from some hundred millions on, the library that learns them crashes
 MOST_PENALTY = 10  # an exponent: lengths to it must stay within floating point
 
 
@@ -216,7 +217,8 @@ class TrainConfig:
         if self.schedule in ("cosine", "stable_decay"):
             least, most_rate = self.minimum_learning_rate, self.learning_rate
             require(least <= most_rate, "minimum_learning_rate", f"at most the learning rate {most_rate:g}", f"{least:g}")
-        require(self.subwords >= 258, "subwords", "at least 258, the bytes and two marks", self.subwords)
+        subwords = f"at least 258, the bytes and two marks, and at most {MOST_SUBWORDS}"
+        require(258 <= self.subwords <= MOST_SUBWORDS, "subwords", subwords, self.subwords)
         noisy = self.input_noise > 0
         require(not noisy or self.task == "language_model", "input_noise", "0 for this task", self.input_noise)
         if self.cuda_graphs:  # what a replay leaves lies where the next one will write

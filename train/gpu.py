@@ -178,13 +178,14 @@ def compiled_steps(tiny: bool, device: str) -> dict[str, Any]:
     ways = _ways(tiny, device)
     losses = [_losses(TrainConfig(optimizer="muon", learning_rate=1e-2, **changes), 0.0, 10) for changes in ({}, ways)]
     difference = abs(1 - np.array(losses[1]) / np.array(losses[0]))
-    return {"largest_difference": float(difference.max()), "losses": losses}
+    return {"largest_difference": float(difference.max()), "losses": losses, "ways": ways}
 
 
 def new_masks(tiny: bool, device: str) -> dict[str, Any]:
     """Whether steps that change nothing, on one batch, have different losses: then each drops other units."""
-    losses = _losses(TrainConfig(learning_rate=1e-30, schedule="constant", **_ways(tiny, device)), 0.5, 8)
-    return {"new_masks": len(set(losses)) == len(losses), "losses": losses}
+    ways = _ways(tiny, device)
+    losses = _losses(TrainConfig(learning_rate=1e-30, schedule="constant", **ways), 0.5, 8)
+    return {"new_masks": len(set(losses)) == len(losses), "losses": losses, "ways": ways}
 
 
 def _ways(tiny: bool, device: str) -> dict[str, Any]:
@@ -220,17 +221,19 @@ def shakespeare(options: argparse.Namespace, seed: int) -> dict[str, Any]:
         "utilisation": utilisation(with_dtype(config), read_log(folder)),
         "peak_memory_bytes": peak_memory(),
         "changes": changes,
+        "tuned": options.tune,
         "environment": environment() | {"gpu": gpu_name()},
     }
 
 
 def _run_options(options: argparse.Namespace, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options of the run with this seed, and what of them is not the preset's."""
-    base = flat_options(preset("shakespeare-gpu")) | (TINY if options.tiny else {})
+    base = flat_options(preset("shakespeare-gpu"))
     try:
-        changes = tomllib.loads("\n".join(options.set)) | {"corpus": options.corpus}
+        chosen = tomllib.loads("\n".join(options.set)) | {"corpus": options.corpus}
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"--set: expected 'NAME = VALUE' as in TOML, got {' '.join(options.set)} ({error})") from error
+    changes = (TINY if options.tiny else {}) | chosen
     own = {"seed": seed, "output": str(Path(options.out) / f"shakespeare-{seed}"), "overwrite": True}
     return base | changes | own, {name: value for name, value in changes.items() if value != base.get(name)}
 
@@ -251,7 +254,7 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     # The compiler reads this when it is first used; what is set in Python is the thread's own, and gradients have another.
     os.environ["TORCHINDUCTOR_COORDINATE_DESCENT_TUNING"] = str(int(variant.tuned))
     generator = np.random.default_rng(0)
-    found: dict[str, Any] = {**variant._asdict(), "date": _now(), "context": model.context}
+    found: dict[str, Any] = {**variant._asdict(), "tiny": tiny, "date": _now(), "gpu": gpu_name(), "context": model.context}
     found |= {"parameters": parameter_count(model), "environment": environment()}
     try:
         backend = create_backend(model, initialize(model, generator), options, generator)
@@ -274,7 +277,6 @@ def measured_step(tiny: bool, variant: Variant, device: str) -> dict[str, Any]:
     peak = peak_flops(gpu_name() or "", options.dtype)
     flops = speed * training_flops_per_token(model, model.context)
     return found | {
-        "gpu": gpu_name(),
         "loss": loss,
         "milliseconds": 1000 * seconds,
         "tokens_per_second": speed,

@@ -28,21 +28,40 @@ def summarize(out: Path) -> dict[str, Any]:
         summary["compiled"] = json.loads((out / "compiled.json").read_text(encoding="utf-8"))["largest_difference"]
     if (out / "masks.json").exists():
         summary["new_masks"] = json.loads((out / "masks.json").read_text(encoding="utf-8"))["new_masks"]
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("shakespeare-*.json"))]
-    if runs:
-        losses = [run["exact_validation_loss"] for run in runs]
-        summary["shakespeare"] = {
-            "seeds": [run["seed"] for run in runs],
-            "exact_validation_losses": losses,
-            "mean": statistics.mean(losses),
-            "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
-            "longest_training_seconds": max(run["training_seconds"] for run in runs),
-            "longest_seconds": max(run["seconds"] for run in runs),
-        }
+    if experiments := _experiments(out):
+        summary["shakespeare"] = _over_seeds(max(experiments, key=len))
     steps = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("step-*.json"))]
     if steps:
         summary["step"] = [{name: value for name, value in step.items() if name != "environment"} for step in steps]
     return summary
+
+
+def _experiments(out: Path) -> list[list[dict[str, Any]]]:
+    """The runs on Shakespeare, those together that differ by their seeds alone."""
+    experiments: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(out.glob("shakespeare-*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        experiments.setdefault(repr((sorted(run["changes"].items()), run["tuned"])), []).append(run)
+    return list(experiments.values())
+
+
+def _over_seeds(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = [run["exact_validation_loss"] for run in runs]
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "exact_validation_losses": losses,
+        "mean": statistics.mean(losses),
+        "deviation": statistics.stdev(losses) if len(losses) > 1 else None,
+        "longest_training_seconds": max(run["training_seconds"] for run in runs),
+        "longest_seconds": max(run["seconds"] for run in runs),
+    }
+
+
+def _how(path: Path) -> str:
+    """What the steps of a comparison were, from the options of the file."""
+    ways = json.loads(path.read_text(encoding="utf-8"))["ways"]
+    graphs = " with CUDA graphs" if ways.get("cuda_graphs") else ""
+    return f"Compiled steps{graphs}" if ways.get("compile") else "Eager steps (nothing was compiled)"
 
 
 def report(out: Path, summary: dict[str, Any]) -> str:
@@ -55,20 +74,19 @@ def report(out: Path, summary: dict[str, Any]) -> str:
             f"Loss and gradients of the twin in float64 are {word} their bounds; at worst an error is {worst:.3f} of one."
         ]
     if "compiled" in summary:
-        lines += [f"Compiled steps with CUDA graphs against eager ones: losses differ by {summary['compiled']:.1e} at most."]
+        lines += [f"{_how(out / 'compiled.json')} against eager ones: losses differ by {summary['compiled']:.1e} at most."]
     if "new_masks" in summary:
-        lines += [
-            f"With CUDA graphs steps {'draw new dropout masks' if summary['new_masks'] else 'REPEAT their dropout masks'}."
-        ]
-    if "shakespeare" in summary:
-        lines += ["", *_shakespeare_lines(out, summary["shakespeare"])]
+        word = "draw new dropout masks" if summary["new_masks"] else "REPEAT their dropout masks"
+        lines += [f"{_how(out / 'masks.json')} {word}."]
+    for alike in _experiments(out):
+        lines += ["", *_shakespeare_lines(alike)]
     if "step" in summary:
         lines += ["", *_step_lines(summary["step"])]
     return "\n".join(lines) + "\n"
 
 
-def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
-    runs = [json.loads((out / f"shakespeare-{seed}.json").read_text(encoding="utf-8")) for seed in found["seeds"]]
+def _shakespeare_lines(runs: list[dict[str, Any]]) -> list[str]:
+    found = _over_seeds(runs)
     first, spread = runs[0], found["deviation"]
     where, changes = first["environment"]["gpu"] or "a CPU", "; ".join(f"{n} = {v}" for n, v in first["changes"].items())
     remarks: dict[str, list[str]] = {}  # written by hand, if at all
@@ -77,12 +95,14 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
             remarks.setdefault(run["remark"], []).append(str(run["seed"]))
     mean = f"{found['mean']:.4f}" + ("" if spread is None else f", standard deviation {spread:.4f}")
     reached = found["mean"] <= GOAL_LOSS and found["longest_training_seconds"] <= GOAL_SECONDS
+    goal = f"The goal, on an H100 a mean of at most {GOAL_LOSS} in at most {GOAL_SECONDS} s each, is "
     return [
         "## tinyshakespeare",
         "",
         f"Preset `shakespeare-gpu`, {first['parameters']:,} parameters, on {where}, {first['date']}, "
         f"torch {first['environment']['torch']}" + (f"; with {changes}." if changes else "."),
-        "Exact loss over the validation split, nats per character. Training seconds are of all steps, compilation included;",
+        f"Exact loss over {'a piece of the training split' if first['tuned'] else 'the validation split'}, nats per "
+        "character. Training seconds are of all steps, compilation included;",
         "those of the whole run are with evaluation, figures and sample. Utilisation is that of the median logged speed.",
         "",
         "| seed | loss | training, s | whole run, s | utilisation |",
@@ -94,24 +114,24 @@ def _shakespeare_lines(out: Path, found: dict[str, Any]) -> list[str]:
         ),
         "",
         *(f"Seeds {', '.join(seeds)}: {remark}.\n" for remark, seeds in remarks.items()),
-        f"Mean {mean}. The goal, on an H100 a mean of at most {GOAL_LOSS} in at most {GOAL_SECONDS} s each, is "
-        f"{'' if reached else 'not '}reached on this device.",
+        f"Mean {mean}." + ("" if first["tuned"] else f" {goal}{'' if reached else 'not '}reached on this device."),
     ]
 
 
 def _step_lines(steps: list[dict[str, Any]]) -> list[str]:
     done = [step for step in steps if "failed" not in step]
     lines = [
-        "## The step of GPT-2's smallest model",
+        f"## The step of {'a tiny model' if steps[0]['tiny'] else 'the smallest GPT-2'}",
         "",
-        f"On {steps[0].get('gpu') or 'a CPU'}, {steps[0]['date']}: random tokens, AdamW, bfloat16 with float32 parameters.",
+        f"On {steps[0]['gpu'] or 'a CPU'}, {steps[0]['date']}: random tokens, AdamW, bfloat16 with float32 parameters.",
         "The formula of FLOPs and the device's peak: train/flops.py.",
         "",
         "| sequences | options | ms | tokens/s | utilisation | memory, GB |",
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for step in done:
-        way = ", ".join(word for name, word in WAYS.items() if step.get(name)) or "eager"
+        ways = {name: word for name, word in WAYS.items() if step.get(name) and (name != "tuned" or step["compiled"])}
+        way = ", ".join(ways.values()) or "eager"
         memory = "-" if step["peak_memory_bytes"] is None else f"{step['peak_memory_bytes'] / 1e9:.1f}"
         lines.append(
             f"| {step['batch']} | {way} | {step['milliseconds']:.1f} | {step['tokens_per_second']:,.0f} | "

@@ -114,7 +114,7 @@ def summary(result: dict[str, Any]) -> str:
     lines = [
         f"loss on seen symbols at the end: {two['loss_seen']:.3f} nats with two layers, {one['loss_seen']:.3f} with one "
         f"(chance {result['chance']:.3f})",
-        f"it fell from three quarters to one quarter of chance between steps {fall['from']} and {fall['to']}"
+        f"it was first found below three quarters of chance at step {fall['from']}, below one quarter at step {fall['to']}"
         if fall["to"] is not None
         else "it has not fallen to one quarter of chance",
     ]

@@ -81,7 +81,7 @@ ALONE = Processes()
 def connected(options: TrainConfig) -> Iterator[Processes]:
     """Connects the processes that torchrun started, if it did; an error in one of them ends all, and is told once.
 
-    Raises: ValueError when the options or the machine allow one process only."""
+    Raises: ValueError when the options or the machine allow one process only, ConnectionError when another is gone."""
     rank, count = _place()
     if count == 1:
         yield ALONE
@@ -91,7 +91,9 @@ def connected(options: TrainConfig) -> Iterator[Processes]:
         yield Processes(rank, count)
     except (ValueError, OSError, MemoryError, KeyboardInterrupt):  # told by the command line
         raise
-    except Exception:  # a defect, or the news that another process has ended
+    except Exception as error:  # a defect, or the news that another process has ended
+        if "gloo" in str(error) or type(error).__name__ == "DistBackendError":  # NCCL's
+            raise ConnectionError(f"another process has ended; what was saved last can be resumed ({error})") from error
         if not reports_error():
             raise SystemExit(2) from None
         raise

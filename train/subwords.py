@@ -6,6 +6,7 @@ Over bytes every text has tokens and is given back as it was, so there is no sym
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -55,7 +56,10 @@ class Subwords:
 
     def encode(self, text: str, argument: str = "text") -> np.ndarray:
         """The tokens of `text`: int64 (T,). Where a space is put before the first word, spaces at the ends of a text
-        do not count."""
+        do not count. Raises: ValueError, naming `argument`, for half of a surrogate pair, which is no text."""
+        if wrong := re.search("[\ud800-\udfff]", text):  # what the command line makes of bytes that are no UTF-8
+            character = f"{wrong[0]!r} (U+{ord(wrong[0]):04X})"
+            raise ValueError(f"{argument}: character {character} at position {wrong.start()} is not in the vocabulary")
         return np.array(self._tokenizer.encode(text.strip(self._ends)).ids, dtype=np.int64)
 
     def decode(self, tokens: np.ndarray) -> str:

@@ -18,6 +18,7 @@ from train.data import Batch
 from train.extras import extra
 from train.pairs import END, START, Pair, PairTask, marks, pair_batch
 from train.run_folder import SUBWORDS
+from train.start import vocabulary_to_keep
 from train.streams import stream
 from train.subwords import Subwords
 
@@ -36,17 +37,23 @@ class Multi30k(PairTask):
         self._config = config
         extra("sacrebleu")  # it is needed at the end; who lacks it should hear of it now
         self._texts = {name: read_pairs(expanded(config.corpus), split) for name, split in SPLITS.items()}
-        self.vocabulary = _vocabulary(config, self._texts["training"])
+        self.vocabulary = _vocabulary(config, self.kind, self._texts["training"])
         self._marks = marks(self.vocabulary)
         pairs = {name: [self._tokens(pair) for pair in self._texts[name]] for name in ("training", "validation")}
         self._validation = _fitting(pairs["validation"], config.model.context)
         self._training = _fitting(pairs["training"], config.model.context)
         self._lengths = np.array([_length(pair) for pair in self._training])
         longest = self._longest_judged()
-        if longest > config.model.context or not self._training or not self._validation:
+        if longest > config.model.context:
             raise ValueError(
                 f"context: expected at least {longest}, the longest source to judge by, got {config.model.context}"
             )
+        for name, kept in (("training", self._training), ("validation", self._validation)):
+            if not kept:
+                raise ValueError(
+                    f"corpus: {SPLITS[name]}: expected a pair with a source, and with both sides within the context of "
+                    f"{config.model.context} tokens, got none"
+                )
         self._limits = batch_limits(np.sort(self._lengths), config.batch_tokens)
         self._epoch, self._order = -1, np.arange(0)
         self.size = f"{len(self._training):,} pairs"
@@ -56,7 +63,8 @@ class Multi30k(PairTask):
             "training": len(self._training),
             "validation": len(self._validation),
             "test": len(self._texts["test"]),
-            "longer_than_the_context": sum(len(p) for p in pairs.values()) - len(self._training) - len(self._validation),
+            "longer_than_the_context": sum(_length(pair) > config.model.context for p in pairs.values() for pair in p),
+            "without_a_source": sum(len(pair.source) == 0 for p in pairs.values() for pair in p),
             "training_source_tokens": sum(len(pair.source) for pair in self._training),
             "training_target_tokens": sum(len(pair.target) + 1 for pair in self._training),
             "batches_per_epoch": len(self._limits),
@@ -120,7 +128,8 @@ class Multi30k(PairTask):
 def read_pairs(folder: Path, split: str) -> Texts:
     """The pairs of a split, from `SPLIT.en.gz` and `SPLIT.de.gz`: a sentence on every line.
 
-    Raises: ValueError for a file that is missing, not compressed UTF-8 text, or of another length than its partner."""
+    Line ends become "\\n". Raises: ValueError for a file that is missing, not compressed UTF-8 text, with a character that
+    is one of our marks, or of another length than its partner."""
     sides = [_read_lines(folder, f"{split}.{language}.gz") for language in ("en", "de")]
     if len(sides[0]) != len(sides[1]) or not sides[0]:
         raise ValueError(f"corpus: {split}: expected as many lines in English as in German, got {[len(s) for s in sides]}")
@@ -135,9 +144,13 @@ def _read_lines(folder: Path, name: str) -> list[str]:
             f"got {str(folder)!r}"
         )
     try:
-        text = gzip.decompress(path.read_bytes()).decode("utf-8")
+        text = gzip.decompress(path.read_bytes()).decode("utf-8-sig").replace("\r\n", "\n")
     except (gzip.BadGzipFile, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise ValueError(f"corpus: {path}: expected compressed UTF-8 text, got something else ({error})") from error
+    for mark in ("\0", START, END):
+        if mark in text:
+            line = text[: text.index(mark)].count("\n") + 1
+            raise ValueError(f"corpus: {path}: expected text without the character U+{ord(mark):04X}, got it in line {line}")
     return text.removesuffix("\n").split("\n")
 
 
@@ -153,10 +166,17 @@ def batch_limits(lengths: np.ndarray, tokens: int) -> list[tuple[int, int]]:
     return limits
 
 
-def _vocabulary(config: TrainConfig, texts: Texts) -> Subwords:
-    """Learned anew, or that of the run to resume."""
+def _vocabulary(config: TrainConfig, kind: Kind, texts: Texts) -> Subwords:
+    """Learned anew; or that of the run to resume, or of the model to begin with."""
     if config.resume is None:
-        return Subwords.learn((text for pair in texts for text in pair), config.subwords, [START, END])
+        kept = vocabulary_to_keep(config, kind)
+        if kept is None:
+            return Subwords.learn((text for pair in texts for text in pair), config.subwords, [START, END])
+        if not isinstance(kept, Subwords):
+            raise ValueError(
+                "init_from: expected a run whose model has subwords, as this task does, got one with characters"
+            )
+        return kept
     path = Path(config.resume) / SUBWORDS
     if not path.is_file():
         raise ValueError(f"resume: expected a run with its {SUBWORDS}, got {config.resume!r}")

@@ -449,6 +449,13 @@ def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained
     assert generated(capsys, trained, "--seed", "1") == variants[("--seed", "1")]
 
 
+def test_only_training_is_shared_by_several_processes(monkeypatch, capsys):
+    """Else each would do all of the work, and all would write the same files."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["parameters", "--model", "gpt2"]) == 2
+    assert "processes: expected one, since only `train` is shared by those of torchrun, got 2" in capsys.readouterr().err
+
+
 def test_ctrl_c_ends_with_status_130_and_one_line(tmp_path, capsys, monkeypatch):
     text = write_text(tmp_path / "text.txt")
 

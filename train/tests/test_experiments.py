@@ -207,6 +207,15 @@ class PerfectInduction:
         return sum(losses)
 
 
+def test_what_was_not_measured_in_between_is_not_claimed():
+    """Between two measurements the loss has fallen by all of it: nobody knows when."""
+    scores = {"previous": [[0.5]], "induction": [[0.5]]}
+    history = [{"step": step, "loss_seen": loss, **scores} for step, loss in ((0, 4), (9, 0.1))]
+    result = {"layers": {"1": history, "2": history}, "chance": 4.0, "drop": induction.drop(history, 4.0)}
+    assert result["drop"] == {"from": 9, "to": 9}
+    assert "first found below three quarters of chance at step 9, below one quarter at step 9" in induction.summary(result)
+
+
 def test_scores_of_a_perfect_induction_head():
     batch, periods = induction.repeated(3, stream(0, "test"))
     figures = induction.measure(PerfectInduction(), batch, periods)

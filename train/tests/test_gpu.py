@@ -55,8 +55,12 @@ def test_the_gpu_script_runs_from_a_bare_checkout(tmp_path):
     assert (tmp_path / "out" / "shakespeare-4" / "loss.png").exists()
     table = (tmp_path / "out" / "GPU.md").read_text()
     assert f"| 4 | {summary['shakespeare']['exact_validation_losses'][1]:.4f} |" in table
-    assert "is not reached on this device" in table
-    assert "| 2 | bfloat16 residual, kernels tuned, no biases |" in table
+    assert "reached on this device" not in table  # on a piece of the training split
+    assert "Exact loss over a piece of the training split" in table
+    assert "Eager steps (nothing was compiled) draw new dropout masks." in table
+    assert "layers = 2" in table and "dropout = 0.1" in table
+    assert "## The step of a tiny model" in table
+    assert "| 2 | bfloat16 residual, no biases |" in table
     (step,) = (tmp_path / "out").glob("step-*.json")
     step.unlink()
     (tmp_path / "short.txt").write_text("too short")
@@ -86,11 +90,25 @@ def test_the_report_says_what_is_reached_and_what_failed(tmp_path):
     summary = summarize(out)
     assert json.loads((out / "summary.json").read_text()) == summary
     assert (out / "GPU.md").read_text() == report(out, summary)
-    failed = {"batch": 99, "date": "today", "failed": "out of memory"}
+    failed = {"batch": 99, "date": "today", "failed": "out of memory", "tiny": False, "gpu": "NVIDIA H100"}
     found = report(out, {"step": [failed, summary["step"][0] | {"utilisation": 0.6}], "new_masks": False})
     assert "99 sequences failed: out of memory" in found
     assert "The goal, 55.0 %, is reached." in found
-    assert "REPEAT" in found
+    assert "Compiled steps with CUDA graphs REPEAT" in found
+    assert "On NVIDIA H100, today:" in found
+
+
+def test_runs_that_differ_by_more_than_seeds_are_not_averaged(tmp_path):
+    run = json.loads((BENCHMARKS / "gpu" / "shakespeare-0.json").read_text())
+    changes = [{"steps": 4}, {"steps": 5}, {"steps": 5}, {"steps": 5}]
+    for seed, changed in enumerate(changes):
+        own = {"seed": seed, "changes": changed, "tuned": seed == 3, "exact_validation_loss": 1.0 + seed}
+        (tmp_path / f"shakespeare-{seed}.json").write_text(json.dumps(run | own))
+    summary = summarize(tmp_path)
+    assert (summary["shakespeare"]["seeds"], summary["shakespeare"]["mean"]) == ([1, 2], 2.5)
+    text = report(tmp_path, summary)
+    assert [line.split(".")[0] for line in text.splitlines() if line.startswith("Mean")] == ["Mean 1", "Mean 2", "Mean 4"]
+    assert text.count("with steps = 4.") == 1 and text.count("with steps = 5.") == 2
 
 
 def test_flops_per_token():

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from train.configuration import flat_options
+from train import parallel
+from train.configuration import TrainConfig, flat_options
 from train.data import Batch
 from train.tests.runs import envelope, exact_loss, losses, options, records, resumed, run, snapshot
 
@@ -22,6 +23,20 @@ def launch(folder, *arguments):
     return subprocess.run(
         [*TORCHRUN, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
     )
+
+
+def test_the_end_of_another_process_is_told_in_one_line(monkeypatch):
+    """As gloo tells it; any other error of that kind is a defect, and keeps its traceback."""
+    monkeypatch.setattr(parallel, "_place", lambda: (0, 2))
+    monkeypatch.setattr(parallel, "_connect", lambda options: None)
+    monkeypatch.setattr(parallel, "reports_error", lambda: True)
+    found = {}
+    for message in ("[third_party/gloo/pair.cc] Connection closed by peer", "a defect"):
+        with pytest.raises((ConnectionError, RuntimeError), match="e") as raised, parallel.connected(TrainConfig()):
+            raise RuntimeError(message)
+        found[type(raised.value)] = str(raised.value)
+    assert found.keys() == {ConnectionError, RuntimeError}
+    assert found[ConnectionError].startswith("another process has ended; what was saved last can be resumed")
 
 
 def test_two_processes_train_as_one(tmp_path, monkeypatch):

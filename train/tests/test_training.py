@@ -153,6 +153,7 @@ def test_either_twin_goes_on_from_the_others_checkpoint(tmp_path, first, second,
         ({"steps": 5}, "steps"),
         ({"validation_fraction": 0.2}, "validation_fraction"),
         ({"subwords": 7}, "subwords"),
+        ({"subwords": 10**9}, "subwords"),
     ],
 )
 def test_resuming_another_experiment_is_refused_and_loses_nothing(tmp_path, changes, name):

@@ -257,6 +257,59 @@ def test_a_line_ends_with_a_newline_and_nothing_else(corpus):
     assert [source for source, _ in read_pairs(corpus, "val")] == ["one\u2028still one\x85 and\x0c more", "two"]
 
 
+def test_line_ends_of_windows_and_a_byte_order_mark_are_no_text(corpus):
+    (corpus / "val.en.gz").write_bytes(gzip.compress("\ufeffone\r\ntwo\r\n".encode()))
+    (corpus / "val.de.gz").write_bytes(gzip.compress(b"eins\nzwei"))
+    assert read_pairs(corpus, "val") == [("one", "eins"), ("two", "zwei")]
+
+
+@pytest.mark.parametrize("mark", [START, END, "\0"])
+def test_marks_in_a_sentence_are_refused(corpus, mark):
+    """They would become the beginning or the end of an answer."""
+    (corpus / "val.en.gz").write_bytes(gzip.compress(f"one\nt{mark}wo\n".encode()))
+    with pytest.raises(
+        ValueError, match=rf"val.en.gz: expected text without the character U\+{ord(mark):04X}, got it in line 2"
+    ):
+        read_pairs(corpus, "val")
+
+
+def test_what_is_no_text_is_named():
+    """As Python reads the byte E9 from a command line that is otherwise UTF-8."""
+    subwords = Subwords.learn(TEXTS, 300, [START, END])
+    with pytest.raises(ValueError, match=r"^source: character .* \(U\+DCE9\) at position 2 is not in the vocabulary"):
+        subwords.encode("ab\udce9", "source")
+
+
+@pytest.mark.parametrize(
+    ("split", "side", "lines"), [("train", "en", [""]), ("train", "de", ["x" * 99]), ("val", "de", ["x" * 99] * 7)]
+)
+def test_a_split_without_a_pair_to_use_is_named(corpus, tmp_path, split, side, lines):
+    other = {"en": "de", "de": "en"}[side]
+    (corpus / f"{split}.{side}.gz").write_bytes(gzip.compress("\n".join(lines).encode() + b"\n"))
+    (corpus / f"{split}.{other}.gz").write_bytes(gzip.compress(b"dog\n" * len(lines)))
+    with pytest.raises(
+        ValueError, match=rf"^corpus: {split}: expected a pair with a source, and .* context of 60 tokens, got none"
+    ):
+        Multi30k(options(corpus, tmp_path / "run", context=60, subwords=258))
+
+
+def test_subwords_come_with_the_model_to_begin_with(corpus, tmp_path, capsys):
+    """Other sentences would give other subwords; a model of characters has none."""
+    first = run(options(corpus, tmp_path / "first", steps=2, average=0))
+    for language, more in (("en", "zebras quarrel\n"), ("de", "Zebras zanken\n")):
+        path = corpus / f"train.{language}.gz"
+        path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + 40 * more.encode()))
+    fresh = Multi30k(options(corpus, tmp_path / "run")).vocabulary.to_json()
+    second = run(options(corpus, tmp_path / "second", steps=2, average=0, init_from=str(first)))
+    assert (first / "subwords.json").read_text() == (second / "subwords.json").read_text() != fresh
+    copies = run(options("", tmp_path / "copies", task="copy", steps=2, average=0))
+    with pytest.raises(ValueError, match=r"^init_from: expected a run whose model has subwords, as this task does"):
+        Multi30k(options(corpus, tmp_path / "third", init_from=str(copies)))
+    arguments = ["--task", "multi30k", "--corpus", str(corpus), "--init-from", str(first), "--subwords", "280"]
+    assert main(["train", *arguments, "--output", str(tmp_path / "fourth")]) == 2
+    assert "subwords: expected none here" in capsys.readouterr().err
+
+
 def test_epochs_go_by_the_seed(corpus, tmp_path):
     tasks = [Multi30k(options(corpus, tmp_path / "run", seed=seed)) for seed in (0, 1)]
     epochs = [
@@ -270,7 +323,8 @@ def test_a_pair_without_a_source_is_left_out(corpus, tmp_path):
     for language, more in (("en", "\n"), ("de", "Hund.\n")):
         path = corpus / f"train.{language}.gz"
         path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + more.encode()))
-    assert Multi30k(options(corpus, tmp_path / "run")).facts["training"] == before
+    facts = Multi30k(options(corpus, tmp_path / "run")).facts
+    assert (facts["training"], facts["without_a_source"], facts["longer_than_the_context"]) == (before, 1, 0)
 
 
 def test_bleu_and_ratio_know_which_side_is_the_translation(corpus, tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def test_the_summary_of_induction_names_the_best_heads():
     said = induction.summary({"layers": layers, "drop": {"from": 10, "to": 30}, "chance": 3.5})
     assert said.splitlines() == [
         "loss on seen symbols at the end: 0.500 nats with two layers, 2.500 with one (chance 3.500)",
-        "it fell from three quarters to one quarter of chance between steps 10 and 30",
+        "it was first found below three quarters of chance at step 10, below one quarter at step 30",
         "score previous: highest 0.750, in layer 0, head 1",
         "score induction: highest 0.875, in layer 1, head 0",
     ]
