@@ -7,6 +7,7 @@ from urllib.parse import unquote
 import pytest
 
 from blog import build, markup
+from train.tests.browser import contrast
 
 
 class Page(HTMLParser):
@@ -50,6 +51,15 @@ def test_every_link_leads_somewhere(pages):
             assert not anchor or target not in pages or anchor in pages[target].ids, f"{path}: {link}"
 
 
+def test_a_room_has_links_to_its_own_spec_twin_and_proof(site):
+    table = (site / "source/index.html").read_text(encoding="utf-8").partition("<tbody>")[2]
+    for row in re.findall("<tr>(.*?)</tr>", table, re.DOTALL):
+        (spec, room), *others = re.findall(r'<a href="([^"]+)">(.*?)</a>', row)
+        assert spec == f"reference_numpy/{room}.html"
+        leads = {f"torch_impl/{room}.html": "twin", f"parity_tests/test_{room}.html": "proof"}
+        assert all(leads[target] == name for target, name in others), room
+
+
 def test_every_page_has_one_heading_of_its_own(pages):
     found = [re.findall(r"<h1[^>]*>(.*?)</h1>", path.read_text(encoding="utf-8")) for path in pages]
     assert all(len(headings) == 1 for headings in found)
@@ -69,20 +79,6 @@ def test_the_menu_leads_to_every_report_in_two_steps(site):
 
     reached = menu("index.html").union(*(menu(name) for name in menu("index.html") if "/" not in name))
     assert {path.name for path in site.glob("*.html")} <= reached
-
-
-def luminance(colour):
-    """WCAG's, of #rgb or #rrggbb."""
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    levels = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-    red, green, blue = (level / 12.92 if level <= 0.04045 else ((level + 0.055) / 1.055) ** 2.4 for level in levels)
-    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
-
-
-def contrast(one, other):
-    """WCAG's ratio, from 1 to 21."""
-    darker, lighter = sorted((luminance(one), luminance(other)))
-    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

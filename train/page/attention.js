@@ -100,7 +100,7 @@ function sharpest(codes, k) {
 function readTheme() {
   const style = getComputedStyle(document.documentElement);
   theme = {};
-  for (const name of ["paper", "ink", "faint", "line", "low", "middle", "high", "positive", "negative"]) {
+  for (const name of ["paper", "ink", "faint", "line", "low", "middle", "high", "positive", "negative", "chosen"]) {
     theme[name] = style.getPropertyValue(`--${name}`).trim();
   }
   const stops = ["low", "middle", "high"].map((name) => [1, 3, 5].map((at) => parseInt(theme[name].slice(at, at + 2), 16)));
@@ -178,13 +178,13 @@ function drawMatrix() {
   context.font = `${every ? Math.min(15, cell - 1) : 12}px ${FONT}`;
   for (let row = 0; row < rows.length; row++) {
     if (!every && row !== state.row) continue;
-    context.fillStyle = row === state.row ? theme.negative : theme.faint;
+    context.fillStyle = row === state.row ? theme.chosen : theme.faint;
     context.textAlign = "right";
     context.fillText(rows[row], margin - 4, margin + (row + 0.5) * cell, margin - 4 - AXIS);
   }
   for (let column = 0; column < columns.length; column++) {
     if (!every && column !== state.column) continue;
-    context.fillStyle = column === state.column ? theme.negative : theme.faint;
+    context.fillStyle = column === state.column ? theme.chosen : theme.faint;
     context.save();
     context.translate(margin + (column + 0.5) * cell, margin - 4);
     if ([...columns[column]].length > 1) context.rotate(-Math.PI / 2);
@@ -245,7 +245,7 @@ function drawLines() {
   for (const [labels, chosen, x, align] of [[rows, state.row, side - 5, "right"], [columns, state.column, width - side + 5, "left"]]) {
     context.textAlign = align;
     labels.forEach((label, index) => {
-      context.fillStyle = index === chosen ? theme.negative : theme.ink;
+      context.fillStyle = index === chosen ? theme.chosen : theme.ink;
       context.fillText(label, x, (index + 0.5) * step, side - 5);
     });
   }
@@ -303,7 +303,11 @@ function drawTexts() {
   }
 }
 
-const bright = ([red, green, blue]) => 0.3 * red + 0.59 * green + 0.11 * blue > 128;
+/** Whether black letters stand out more than white ones, by WCAG's relative luminance. */
+function bright(color) {
+  const levels = color.map((part) => part / 255).map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * levels[0] + 0.7152 * levels[1] + 0.0722 * levels[2] > 0.179;
+}
 
 /** The largest weights of the chosen token, as a table. */
 function drawRanking() {

@@ -62,6 +62,15 @@ def test_weights_come_back_within_what_their_format_can_hold(moments):
         assert ((got == 0) == (expected == 0)).all(), "0 stands for what is masked, and for nothing else"
 
 
+def test_how_far_off_a_weight_can_be_is_said_and_rounded_up():
+    between = ((np.arange(255) + 0.5) / 255) ** 2  # two codes, so that none can be further off
+    row = Stack("cross", "", {"layer 0": between[None, None]}, ["q"], ["k"] * 255)
+    page = attention_page([Moment(1, None, [row])], "", "")
+    worst = abs((unpacked(data_of(page)["moments"][0]["codes"]) / 255.0) ** 2 - between).max()
+    digits = re.search(r"off by less than 0\.(\d+)", page)[1]
+    assert worst < float(f"0.{digits}") < worst + 10.0 ** -len(digits)
+
+
 def test_queries_and_keys_come_back(moments, detail):
     packed = data_of(attention_page(moments, "", "", detail=detail))["detail"]
     values = unpacked(packed["codes"], "<i2").reshape(2, LAYERS, HEADS, len(TEXT), K)

@@ -2,13 +2,15 @@
 
 import base64
 import io
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
 
 from train.attention_page import Moment, QueryKey, attention_page
-from train.tests.browser import opened
+from train.looking import Stack
+from train.tests.browser import contrast, opened
 from train.tests.test_attention_page import HEADS, LAYERS, K, picture, said, settled, stack, wait_for
 
 ROWS, COLUMNS = [f"q{row}" for row in range(6)], [*"abcdefghijklm", *(f"k{column}" for column in range(13, 40))]
@@ -34,6 +36,8 @@ DETAIL = [
     for sizes, lengths in zip([(0.5, 1), (2, 0.8), (1, 3)], LENGTHS, strict=True)
 ]
 CHOICES = [(0, 1, 0, 11), (1, 0, 2, 4), (2, 1, 1, 3)]  # stack, layer, head, row
+LONG = np.random.default_rng(6).dirichlet(np.full(120, 0.1), (9, 120))  # (H, T, T): many heads, many tokens
+TOKENS = [f"t{token}" for token in range(120)]
 
 DRAWN = """() => {
   const prototype = CanvasRenderingContext2D.prototype, calls = [], kept = {};
@@ -51,13 +55,26 @@ DRAWN = """() => {
 }"""
 
 
+@contextmanager
+def window(chromium, folder, moments, detail=None):
+    path = folder / "page.html"
+    path.write_text(attention_page(moments, "", "", detail=detail), encoding="utf-8")
+    with opened(chromium, path, color_scheme="light") as page:
+        settled(page)
+        yield page
+
+
 @pytest.fixture(scope="module")
 def page(chromium, tmp_path_factory):
     """One window for all tests: each begins with an address that says all that is chosen."""
-    path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(attention_page(MOMENTS, "", "", detail=DETAIL), encoding="utf-8")
-    with opened(chromium, path, color_scheme="light") as page:
-        settled(page)
+    with window(chromium, tmp_path_factory.mktemp("page"), MOMENTS, DETAIL) as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def long(chromium, tmp_path_factory):
+    moments = [Moment(1, None, [Stack("encoder", "", {"layer 0": LONG}, TOKENS, TOKENS)])]
+    with window(chromium, tmp_path_factory.mktemp("long"), moments) as page:
         yield page
 
 
@@ -73,7 +90,10 @@ def drawn(page, canvas, name):
 
 def codes(k, layer, head, time=-1):
     """The bytes that stand for the weights, (T, S): 0 for what is masked alone."""
-    weights = MOMENTS[time].stacks[k].weights[f"layer {layer}"][head]
+    return codes_of(MOMENTS[time].stacks[k].weights[f"layer {layer}"][head])
+
+
+def codes_of(weights):
     return np.maximum(np.rint(255 * np.sqrt(weights)).astype(int), weights > 0)
 
 
@@ -115,14 +135,17 @@ def test_every_pixel_of_the_matrix_and_of_the_small_pictures_has_the_colour_of_i
 
 def test_a_chosen_row_is_framed_across_and_a_chosen_column_down_and_each_has_its_own_label(page):
     choose(page, "#stack=2&layer=1&head=1&row=4&column=17")
-    margin, cell, faint, chosen = page.evaluate("[matrix.margin, matrix.cell, theme.faint, theme.negative]")
+    margin, cell, faint, chosen = page.evaluate("[matrix.margin, matrix.cell, theme.faint, theme.chosen]")
     width, height = cell * len(COLUMNS), cell * len(ROWS)
     assert [call["given"] for call in drawn(page, "matrix", "strokeRect")] == [
         [margin - 0.5, margin - 0.5, width + 1, height + 1],
         [margin, margin + 4 * cell, width, cell],
         [margin + 17 * cell, margin, cell, height],
     ]
-    _, rows, columns = np.split(drawn(page, "matrix", "fillText"), [2, 2 + len(ROWS)])
+    axes, rows, columns = np.split(drawn(page, "matrix", "fillText"), [2, 2 + len(ROWS)])
+    starts = {call["given"][0]: call["x"] + call["given"][1] for call in axes}
+    assert starts.keys() == {"attending", "attended to"}
+    assert starts["attending"] < margin <= starts["attended to"], "rows have their name at the left, columns above them"
     assert [call["given"][:3] for call in rows] == [
         [label, margin - 4, margin + (row + 0.5) * cell] for row, label in enumerate(ROWS)
     ]
@@ -130,6 +153,27 @@ def test_a_chosen_row_is_framed_across_and_a_chosen_column_down_and_each_has_its
     assert [int((call["x"] - margin) // cell) for call in columns] == list(range(len(COLUMNS)))
     for side, place in ((rows, 4), (columns, 17)):
         assert [call["fill"] for call in side] == [chosen if i == place else faint for i in range(len(side))]
+
+
+def test_of_a_long_text_only_the_chosen_tokens_have_a_label_so_that_none_covers_another(long):
+    choose(long, "#layer=0&head=0&row=50&column=17")
+    labels = {call["given"][0] for call in drawn(long, "matrix", "fillText")}
+    assert labels & set(TOKENS) == {"t50", "t17"}
+
+
+def test_of_a_long_text_every_pixel_of_a_small_picture_is_the_largest_of_its_weights(long):
+    pictures = long.evaluate("Array.from($('overview').children, (button) => button.firstChild.toDataURL())")
+    for weights, url in zip(LONG, pictures, strict=True):
+        got = pixels(url)
+        largest = np.zeros(got.shape[:2], int)
+        of = [np.arange(tokens) * size // tokens for size, tokens in zip(largest.shape, weights.shape, strict=True)]
+        np.maximum.at(largest, np.ix_(*of), codes_of(weights))
+        assert (got == coloured(long, largest)).all()
+
+
+def test_no_two_of_many_heads_share_a_colour(long):
+    choose(long, "#layer=0&head=all&row=50")
+    assert len({call["line"] for call in drawn(long, "lines", "stroke")}) == len(LONG)
 
 
 @pytest.mark.parametrize("choice, faintest", [("", 0.05), ("&row=3", 0.002), ("&column=20", 0.002)])
@@ -154,6 +198,13 @@ def test_a_line_for_every_weight_goes_from_who_attends_to_what_is_attended_to(pa
     assert starts[0]["given"][0] < ends[0]["given"][0]
 
 
+def test_of_two_texts_each_is_named_by_what_it_does(page):
+    choose(page, "#stack=2&layer=0&head=0")
+    texts = page.evaluate("""Array.from(document.querySelectorAll(".text"), ({ children: [title, text] }) =>
+      [title, ...text.children].map((part) => part.innerText))""")
+    assert {title: labels for title, *labels in texts} == {"attending": ROWS, "attended to": COLUMNS}
+
+
 @pytest.mark.parametrize("choice, shaded", [("row=3", "column"), ("column=20", "row")])
 def test_of_two_texts_the_other_one_is_shaded_so_that_it_can_be_read_and_bars_are_as_long_as_weights(page, choice, shaded):
     choose(page, f"#stack=2&layer=1&head=1&scale=0.5&{choice}")
@@ -167,11 +218,14 @@ def test_of_two_texts_the_other_one_is_shaded_so_that_it_can_be_read_and_bars_ar
         )
         for side in ("row", "column")
     }
-    letters = {True: "rgb(0, 0, 0)", False: "rgb(255, 255, 255)"}
+
+    def letters(color):
+        black, white = (contrast("#{:02x}{:02x}{:02x}".format(*color), ink) for ink in ("#000", "#fff"))
+        assert max(black, white) > 4.5
+        return "rgb(0, 0, 0)" if black > white else "rgb(255, 255, 255)"
+
     assert shades.pop(shaded) == [
-        [f"rgb({', '.join(map(str, color))})", letters[0.3 * color[0] + 0.59 * color[1] + 0.11 * color[2] > 128]]
-        if weight > 0.002
-        else ["", ""]
+        [f"rgb({', '.join(map(str, color))})", letters(color)] if weight > 0.002 else ["", ""]
         for weight, color in zip(weights, colors, strict=True)
     ]
     (other,) = shades.values()
@@ -210,6 +264,9 @@ def test_beside_each_of_the_keys_of_the_largest_weights_stand_its_score_and_weig
         score = (query[row] * keys[column]).sum() / np.sqrt(K)
         expected += [f"{labels[column]} ({column})", f"{score:5.2f}  {weights[column]:6.3f}"]
     assert [call["given"][0] for call in drawn(page, "detail", "fillText")] == expected
+    all_of_them = len(largest) == np.count_nonzero(weights)
+    which = "every key that it sees" if all_of_them else f"the {len(largest)} keys of the largest weights"
+    assert f"products with {which}." in page.inner_text("#detail-about")
 
 
 @pytest.mark.parametrize("k, layer, head, row", CHOICES)
@@ -245,3 +302,28 @@ def test_the_curve_of_the_loss_is_highest_where_the_loss_is(page):
     low, high = min(loss for _, loss in known), max(loss for _, loss in known)
     assert [(int(x), float(y)) for x, y in points] == [(step, 1 - (loss - low) / (high - low)) for step, loss in known]
     assert [page.get_attribute("#loss line", name) for name in ("x1", "x2", "y1", "y2")] == ["3", "3", "0", "1"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("choice", ["head=all&off=0&row=3", "head=1&row=3&column=4"])
+def test_every_text_stands_out_from_its_background(page, scheme, choice):
+    """By WCAG's ratio."""
+    page.emulate_media(color_scheme=scheme)
+    wait_for(page, f"document.documentElement.dataset.theme === '{scheme}'")
+    choose(page, f"#stack=2&layer=1&{choice}")
+    seen = page.evaluate("""() => {
+      const pen = document.createElement("canvas").getContext("2d");
+      const hex = (color) => { pen.fillStyle = color; return pen.fillStyle; };
+      const ground = (part) => {
+        const { backgroundColor } = getComputedStyle(part);
+        return backgroundColor === "rgba(0, 0, 0, 0)" ? ground(part.parentElement) : hex(backgroundColor);
+      };
+      const isText = (node) => node.nodeType === Node.TEXT_NODE && node.data.trim();
+      return Array.from(document.body.querySelectorAll("*"))
+        .filter((part) => part.checkVisibility() && [...part.childNodes].some(isText))
+        .map((part) => [part.textContent, hex(getComputedStyle(part).color), ground(part)]);
+    }""")
+    page.emulate_media(color_scheme="light")
+    wait_for(page, "document.documentElement.dataset.theme === 'light'")
+    assert {"attending", *ROWS} < {text for text, *_ in seen}
+    assert [(*each, ratio) for each in seen if (ratio := contrast(*each[1:])) < 4.5] == []
