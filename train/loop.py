@@ -434,7 +434,7 @@ class _Interrupts:
 def _check_same_experiment(config: TrainConfig, folder: Path, task: Task) -> None:
     saved, given = (flat_options(one) for one in (read_run_config(folder), config))
     if saved["task"] == given["task"] and run_folder.text_of(folder).get("sha256") != task.facts["sha256"]:
-        raise ValueError(f"corpus: expected the data that the run in {str(folder)!r} learnt from, got another one")
+        raise ValueError(f"corpus: expected the data that the run in {str(folder)!r} learned from, got another one")
     _check_same_options(config, folder, FIXED, "as in the run to resume")
 
 

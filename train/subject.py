@@ -65,8 +65,8 @@ def create_subject(config: CheckConfig) -> Subject:
     else:
         loaded, model, vocabulary = saved
         parameters = {name: value.astype(np.float64) for name, value in loaded.items()}
-        if task is not None and vocabulary.to_json() != task.vocabulary.to_json():
-            raise ValueError(f"corpus: expected the data that the model of {name} learnt from, got another one")
+        if task is not None and not (_same_data(task, config) and vocabulary.to_json() == task.vocabulary.to_json()):
+            raise ValueError(f"corpus: expected the data that the model of {name} learned from, got another one")
     if task is not None:
         batch = _batch_of_data(task, config)
     elif config.batch in (None, "random"):
@@ -76,6 +76,14 @@ def create_subject(config: CheckConfig) -> Subject:
     if (batch.targets == IGNORE).all():
         raise ValueError(f"batch: expected a target that counts, got none in {config.batch}")
     return Subject(name, parameters, model, batch, options.label_smoothing, config.seed)
+
+
+def _same_data(task: Task, config: CheckConfig) -> bool:
+    """Whether it is what the run noted, if there is one and it noted something."""
+    return (
+        config.run is None
+        or run_folder.text_of(Path(config.run)).get("sha256", task.facts["sha256"]) == task.facts["sha256"]
+    )
 
 
 def _source(config: CheckConfig) -> tuple[str, TrainConfig, Saved | None]:

@@ -310,6 +310,15 @@ def test_subwords_come_with_the_model_to_begin_with(corpus, tmp_path, capsys):
     assert "subwords: expected none here" in capsys.readouterr().err
 
 
+def test_gradients_are_checked_on_the_data_of_the_run(corpus, tmp_path, capsys):
+    folder = run(options(corpus, tmp_path / "run", steps=1, average=0, layers=1))
+    check = ["check", "--run", str(folder), "--against", "twin", "--sequences", "1"]
+    assert main(check) == 0
+    (corpus / "val.en.gz").write_bytes(gzip.compress(b"another\n" * 7))
+    assert main(check) == 2
+    assert "corpus: expected the data that the model of run" in capsys.readouterr().err
+
+
 def test_epochs_go_by_the_seed(corpus, tmp_path):
     tasks = [Multi30k(options(corpus, tmp_path / "run", seed=seed)) for seed in (0, 1)]
     epochs = [
