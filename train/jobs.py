@@ -82,15 +82,19 @@ def run_all(jobs: Sequence[Job], path: Path, at_a_time: int) -> dict[str, Record
         return record
 
     with ThreadPoolExecutor(max(1, at_a_time)) as threads, tqdm(total=len(missing), unit="run", disable=None) as bar:
+        futures = [threads.submit(run, job) for job in missing]
         try:
-            for record in threads.map(run, missing):
+            for future in futures:
+                record = future.result()
                 assert record is not None
                 records[record["key"]] = record
                 bar.update()
         except BaseException as error:  # Ctrl-C, or a training that failed: no other is waited for
             stopped.set()
-            for child in multiprocessing.active_children():
-                child.kill()
+            while not all(future.done() for future in futures):  # one may just be starting
+                for child in multiprocessing.active_children():
+                    child.kill()
+                time.sleep(0.01)
             if isinstance(error, KeyboardInterrupt):
                 raise KeyboardInterrupt(f"stopped; the same command goes on from what is in {path}") from error
             raise

@@ -8,8 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from reference_numpy.parameters import parameter_count
-from train.benchmarks import contenders, leaderboard, report, timing
+from train.benchmarks import bench, contenders, leaderboard, memory, report, timing
 from train.cli import main
+from train.commands import BenchConfig
 
 
 @pytest.mark.filterwarnings("ignore")  # of the peers, where they are installed
@@ -26,6 +27,45 @@ def test_command(tmp_path, capsys):
     assert {"spec, cached", "twin, no cache"} <= {record["name"] for record in result["decoding"]["records"]}
     assert abs(sum(result["profile"]["tiny"].values()) - 1) < 1e-6
     assert (output / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_product_of_matrices_is_a_multiplication_and_an_addition_for_each_pair(monkeypatch):
+    monkeypatch.setattr(timing, "interleaved", lambda functions, rounds: {name: [0.5] for name in functions})
+    found = bench.products(BenchConfig(size="tiny"), 1)
+    assert {record["flops"] for record in found} == {2 * 64**3 / 0.5}
+
+
+def test_what_writes_is_what_its_name_says_and_characters_are_of_all_sequences(monkeypatch):
+    asked = {}
+
+    def called_once(functions, rounds):
+        for name, function in functions.items():
+            asked[name] = function()
+        return {name: [0.5] for name in functions}
+
+    monkeypatch.setattr(timing, "interleaved", called_once)
+    monkeypatch.setattr(bench, "multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr(bench, "torch_generate", lambda model, start, *_, **how: ("twin", len(start), how))
+    monkeypatch.setattr(bench, "generate", lambda parameters, model, start, *_, **how: ("spec", len(start), how))
+    found = bench.decoding(contenders.SHAPES["tiny"], BenchConfig(size="tiny", compile=True))
+    assert len(found["records"]) == len(asked) == 10
+    for record in found["records"]:
+        name = record["name"]
+        who, sequences, how = asked[name]
+        on = {word: how.get(word, word == "cached") for word in ("bfloat16", "compiled", "cached")}
+        assert on == {"bfloat16": "bfloat16" in name, "compiled": "compiled" in name, "cached": "no cache" not in name}
+        assert (who, sequences) == (name[:4], bench.TOGETHER if "at once" in name else 1)
+        assert (record["rate"], record["rates"]) == (sequences * 4 / 0.5, [sequences * 4 / 0.5])
+
+
+def test_memory_is_what_a_contender_adds(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "peak_memory", iter([1000, 1500]).__next__)
+    memory.main("tiny", "twin")
+    assert capsys.readouterr().out == "500\n"
+
+
+def test_the_spread_is_half_of_where_the_middle_half_lies():
+    assert timing.spread([100.0, 1.0, 4.0, 2.0, 3.0]) == (4 - 2) / 2
 
 
 def test_other_machines_stand_beside(tmp_path):

@@ -1,6 +1,7 @@
 """The complexity command, at a tiny size: it never rots. Its figures are not asserted; its memory claims are."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -38,3 +39,17 @@ def test_memory_of_tiled_attention_is_linear():
 def test_slope():
     records = [{"form": "x", "T": T, "seconds": 3e-9 * T**2} for T in (256, 512, 1024, 2048, 4096)]
     assert abs(complexity.slope(records, "x", "seconds") - 2) <= 100 * np.finfo(np.float64).eps  # a few sums of a few terms
+
+
+def test_short_lengths_have_no_say_in_the_exponent():
+    records = [
+        {"form": "x", "T": T, "seconds": seconds} for T, seconds in ((256, 9.0), (512, 7.0), (1024, 1.0), (2048, 3.0))
+    ]
+    assert complexity.slope(records, "x", "seconds") == complexity.slope(records[2:], "x", "seconds")
+
+
+def test_seconds_are_the_median_of_the_runs(monkeypatch):
+    clock = iter([0.0, 8.0, 10.0, 11.0, 20.0, 22.0])
+    monkeypatch.setattr(complexity, "time", SimpleNamespace(perf_counter=clock.__next__))
+    (record,) = complexity.measure(["linear"], 8, ComplexityConfig(heads=1, head_width=2, repeats=3))
+    assert record["seconds"] == 2

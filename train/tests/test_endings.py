@@ -1,8 +1,12 @@
 """How a run ends, and what goes on from it: signals, averages, overwriting, divergence, damaged files."""
 
+import io
 import json
+import multiprocessing
 import re
 import signal
+import sys
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -21,7 +25,7 @@ from train.loop import Interrupted, _Interrupts, prepare
 from train.parallel import Processes
 from train.report import train_and_report
 from train.streams import stream
-from train.tests.runs import options, records, resumed, run, snapshot
+from train.tests.runs import options, records, resumed, run, snapshot, state
 from train.tests.test_cli import refused
 
 # Signals
@@ -74,6 +78,29 @@ def test_any_is_one_of_them_and_agreed_is_the_first(monkeypatch, others, said):
     processes = Processes(2, 3)
     assert processes.any(False) is said
     assert processes.agreed("mine") == "zero"
+
+
+def test_a_signal_to_any_process_stops_all_and_saves(tmp_path):
+    class AnotherHasHeard(Processes):
+        def any(self, flag):
+            return True
+
+    trainer = prepare(options(tmp_path / "run"), AnotherHasHeard())
+    with pytest.raises(Interrupted, match="stopped after step 1;"):
+        trainer.run()
+    assert state(tmp_path / "run")[1]["step"] == 1
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_one_process_shows_its_progress(tmp_path, monkeypatch, writes):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(Processes, "writes", writes)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    prepare(options(tmp_path / "run", steps=2), Processes()).run()
+    assert ("2/2" in sys.stderr.getvalue()) is writes
 
 
 # Two at once
@@ -194,12 +221,14 @@ def test_the_rate_that_was_too_high_is_that_of_the_step(tmp_path):
     assert str(told.value).endswith(f"got {schedule.learning_rate(config, step - 1)}")
 
 
+SMALL_JOB = {"layers": 1, "width": 8, "heads": 1, "context": 13, "batch": 2, "steps": 3, "log_every": 1}
+
+
 def test_a_training_that_diverged_has_no_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "install", lambda faults: None)
-    shape = {"layers": 1, "width": 8, "heads": 1, "context": 13, "batch": 2, "steps": 3, "log_every": 1}
     wild = {"warmup": 0, "clip_norm": 0.0, "learning_rate": 1e200, "dtype": "float64", "device": "cpu"}
     with np.errstate(all="ignore"):
-        record = jobs.perform(tmp_path, Job("x", {"corpus": options(tmp_path / "x").corpus, **shape, **wild}))
+        record = jobs.perform(tmp_path, Job("x", {"corpus": options(tmp_path / "x").corpus, **SMALL_JOB, **wild}))
     assert record["loss"] is None
     assert "learning_rate" in record["failure"]
 
@@ -219,6 +248,47 @@ def test_what_a_user_can_mend_is_told_in_one_line(error, kind):
     jobs._child(fails, None, SimpleNamespace(send=sent.append))
     assert sent[0][2] is kind
     assert ("Traceback" in sent[0][1]) == (kind is RuntimeError)
+
+
+def test_a_job_has_one_thread(tmp_path, monkeypatch):
+    """Whatever its options say: as many jobs as are asked for run beside it."""
+    told = []
+    monkeypatch.setattr(torch, "set_num_threads", told.append)
+    monkeypatch.setattr(jobs, "install", lambda faults: None)
+    corpus = options(tmp_path / "x").corpus
+    jobs.perform(tmp_path, Job("x", {"corpus": corpus, "device": "cpu", "threads": 2, **SMALL_JOB}))
+    assert told == [1]
+
+
+def test_ctrl_c_ends_the_trainings_that_run_and_one_that_is_just_starting(tmp_path, monkeypatch):
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+
+    def work(name, *_):
+        if name == "interrupted":
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        child.start()
+        child.join()
+        raise RuntimeError("killed")
+
+    monkeypatch.setattr(jobs, "in_a_process", work)
+    monkeypatch.setattr(jobs, "start_method", lambda: None)
+    both = [Job("interrupted", {"seed": 0}), Job("late", {"seed": 1})]
+    with pytest.raises(KeyboardInterrupt, match=r"stopped; the same command goes on from what is in .*runs\.jsonl"):
+        jobs.run_all(both, tmp_path / "runs.jsonl", 2)
+    assert child.exitcode not in (None, 0)
+
+
+@pytest.mark.skipif("forkserver" not in multiprocessing.get_all_start_methods(), reason="a system without forks")
+def test_ctrl_c_is_for_the_command_alone(monkeypatch):
+    """The server of the children, and so each of them, is born deaf to it; the command is not."""
+    seen, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(jobs.forkserver, "ensure_running", lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    try:
+        jobs.start_method()
+        assert (seen, signal.getsignal(signal.SIGINT)) == ([signal.SIG_IGN], signal.default_int_handler)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_job_without_looks_is_another():

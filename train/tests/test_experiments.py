@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from parity_tests.mutants import mutated_files
 from train import ablate, complexity, induction, ladder, look, pitfalls
 from train.ablate import Variant
 from train.cli import main
-from train.commands import AblateConfig, PitfallsConfig
+from train.commands import AblateConfig, InductionConfig, PitfallsConfig
 from train.configuration import preset
 from train.create import create_backend
 from train.data import Batch
@@ -182,6 +183,17 @@ def test_induction_measures(tmp_path, capsys):
     assert [record["step"] for record in result["layers"]["2"]] == [0, 1, 2]
     assert np.shape(result["layers"]["2"][0]["induction"])[0] == 2
     assert "score induction" in capsys.readouterr().out
+
+
+def test_induction_warms_up(monkeypatch):
+    rates = []
+    backend = SimpleNamespace(gradient_step=lambda batches, rate: rates.append(rate))
+    monkeypatch.setattr("train.create.create_backend", lambda *_: backend)
+    monkeypatch.setattr(induction, "install", lambda faults: None)
+    monkeypatch.setattr(induction, "measure", lambda *_: {})
+    induction.learn((InductionConfig(steps=60, learning_rate=0.5), 1))
+    assert rates == sorted(rates)
+    assert (len(set(rates)), rates[50:]) == (51, [0.5] * 10)
 
 
 class PerfectInduction:

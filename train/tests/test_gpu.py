@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from reference_numpy.parameters import parameter_count
 from train import gpu
 from train.evidence import BENCHMARKS
 from train.flops import PEAKS, peak_flops, training_flops_per_token
+from train.gpu import Variant
 from train.gpu_report import report, summarize
 from train.models import known_models
 from train.tests.runs import write_text
@@ -83,6 +85,55 @@ def test_what_makes_no_sense_is_told_before_anything_runs(tmp_path, capsys, argu
     assert gpu.main(["--tiny", "--out", str(tmp_path / "out"), *arguments]) == 2
     assert capsys.readouterr().err.startswith(f"gpu: error: {message}")
     assert not list(tmp_path.glob("out/*"))
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "figure", "found", "status"),
+    [
+        ("parity", "compiled_steps", "largest_difference", gpu.SAME, 0),
+        ("parity", "compiled_steps", "largest_difference", 2 * gpu.SAME, 1),
+        ("masks", "new_masks", "new_masks", True, 0),
+        ("masks", "new_masks", "new_masks", False, 1),
+    ],
+)
+def test_what_does_not_agree_shows_in_the_exit_status(tmp_path, monkeypatch, part, name, figure, found, status):
+    honest = getattr(gpu, name)
+    monkeypatch.setattr(gpu, name, lambda *asked: honest(*asked) | {figure: found})
+    monkeypatch.setattr(gpu, "check", lambda options: 0)
+    assert gpu.main(["--tiny", "--out", str(tmp_path), "--parts", part]) == status
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize(
+    "variant",
+    [Variant(2), Variant(4, graphs=True, tuned=True), Variant(8, compiled=False, residual=True, unbiased=True)],
+    ids=lambda variant: variant.name,
+)
+def test_a_step_is_what_its_variant_says_and_takes_the_median_of_the_rounds(monkeypatch, tiny, variant):
+    clock, made = [0.0], []
+    seconds = iter([64.0] * gpu.UNCOUNTED + [1.0] * gpu.STEPS + [0.25] * gpu.STEPS + [0.5] * gpu.STEPS)
+
+    def gradient_step(batches, rate):
+        clock[0] += next(seconds)
+        return SimpleNamespace(loss=2.0)
+
+    def create(model, parameters, options, generator):
+        made[:] = model, options
+        return SimpleNamespace(gradient_step=gradient_step)
+
+    monkeypatch.setattr(gpu, "create_backend", create)
+    monkeypatch.setattr(gpu, "initialize", lambda *_: {})
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setenv("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "")  # so that it is as before afterwards
+    found = gpu.measured_step(tiny, variant, "cpu")
+    model, options = made
+    tokens = variant.batch * (16 if tiny else 1024)
+    assert (found["milliseconds"], found["tokens_per_second"]) == (500, tokens / 0.5)
+    assert found["flops_per_second"] == found["tokens_per_second"] * training_flops_per_token(model, model.context)
+    assert found["parameters"] == parameter_count(model)
+    ways = variant.compiled, variant.graphs, variant.residual, variant.unbiased
+    assert (options.compile, options.cuda_graphs, options.bfloat16_residual, not model.bias) == ways
+    assert os.environ["TORCHINDUCTOR_COORDINATE_DESCENT_TUNING"] == str(int(variant.tuned))
 
 
 def test_the_report_says_what_is_reached_and_what_failed(tmp_path):

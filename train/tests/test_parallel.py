@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -113,6 +114,26 @@ def test_an_error_is_told_whoever_comes_first(tmp_path):
     done = launch(tmp_path, tmp_path / "late.py", "train", "--preset", "tiny", "--steps", 0)
     assert done.returncode != 0
     assert done.stderr.count("twinformer: error: steps: expected at least 1, got 0") == 1, done.stderr
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_without_a_store_to_ask_the_first_process_tells(monkeypatch, rank):
+    for name, value in {"RANK": rank, "WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.setattr(parallel, "PATIENCE", timedelta(0))
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # it is the tests' own
+    assert parallel.reports_error() is (rank == 0)
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, MemoryError])
+def test_an_error_for_the_user_is_left_to_the_command_line(monkeypatch, error):
+    """Which asks who is to tell: a process that has asked once already would not be the first, and nobody told."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(parallel, "_connect", lambda options: None)
+    monkeypatch.setattr(parallel, "reports_error", lambda: pytest.fail("asked"))
+    with pytest.raises(error), parallel.connected(TrainConfig()):
+        raise error
 
 
 @pytest.mark.parametrize("B", [1, 2, 3, 7])

@@ -306,7 +306,11 @@ def test_bfloat16_trains_float32_parameters(tmp_path, monkeypatch, compiled):
     assert (losses(folder) != full).any()  # it did compute in another format
 
 
-def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("stacks", "changes"), [(1, {}), (2, {"task": "copy", "context": 17, "position": "sinusoidal"})], ids=["one", "two"]
+)
+def test_recomputed_activations_change_nothing(tmp_path, monkeypatch, stacks, changes):
+    monkeypatch.setattr("train.generated.HELD_OUT", 20)
     calls = []
 
     def counted(*arguments, **options):
@@ -314,10 +318,10 @@ def test_recomputed_activations_change_nothing(tmp_path, monkeypatch):
         return checkpoint(*arguments, **options)
 
     monkeypatch.setattr("torch_impl.block.checkpoint", counted)
-    kept = run(options(tmp_path / "kept"))
+    kept = run(options(tmp_path / "kept", **changes))
     assert not calls
-    again = run(options(tmp_path / "again", checkpoint_activations=True))
-    assert len(calls) == 20 * 2 * LAYERS  # steps, micro-batches, blocks; none in evaluation
+    again = run(options(tmp_path / "again", checkpoint_activations=True, **changes))
+    assert len(calls) == 20 * 2 * stacks * LAYERS  # steps, micro-batches, blocks; none in evaluation
     assert state(again) == state(kept)  # dropout included: masks are the same the second time, and the stream goes on
 
 

@@ -30,6 +30,7 @@ from train.configuration import TrainConfig
 from train.create import create_backend
 from train.looking import Reading, attention_caches
 from train.looking import look as look_at
+from train.parallel import Processes
 from train.plots import MOST_TOKENS, plot_attention
 from train.streams import stream
 from train.tests.runs import options
@@ -161,13 +162,19 @@ def test_what_the_system_counts_in_kibibytes_is_told_in_bytes(tmp_path, monkeypa
 def test_utilisation_is_of_the_median_speed_after_the_first_and_of_all_devices(tmp_path, monkeypatch, devices):
     config = options(tmp_path / "run")
     monkeypatch.setattr(report, "gpu_name", lambda: "a GPU")
-    monkeypatch.setattr(report, "peak_flops", lambda *of: {("a GPU", "float64", False): 2.0**40}[of])
+    monkeypatch.setattr(report, "peak_flops", lambda *of: {("a GPU", "float64", False): 2.0**26}[of])
     speeds = [1.0, 700.0, 500.0, 1500.0]  # the first has what was compiled in it
     log = [{"step": step, "tokens_per_second": speed} for step, speed in enumerate(speeds)] + [{"step": 3, "seconds": 1.0}]
     L, D, T, V = config.model.layers, config.model.width, config.model.context, config.model.vocabulary
     a_token = 6 * (12 * L * D * D + V * D) + 12 * L * T * D
-    assert report.utilisation(config, log, devices) == 700 * a_token / (2**40 * devices)
+    share = 700 * a_token / (2**26 * devices)
+    assert report.utilisation(config, log, devices) == share
     assert report.utilisation(config, log[:1], devices) is None
+    monkeypatch.setattr(report, "peak_memory", lambda: 2.5e9)
+    monkeypatch.setattr(run_folder, "read_log", lambda folder: log)
+    trainer = SimpleNamespace(config=config, folder=tmp_path, processes=Processes(0, devices))
+    (line,) = report._of_the_machine(trainer)
+    assert line.startswith(f"2.50 GB of memory at most, {100 * share:.1f} % of what the a GPU can do")
 
 
 def test_the_curve_names_all_that_training_alone_had(tmp_path, figures):
