@@ -10,11 +10,12 @@ The operations, their arguments, and what else to know:
     embedding         tokens (...) integers, weight (V, D)
     softmax           x (..., S), over the last axis
     gelu, gelu_tanh   x; the exact one, and the approximation by tanh
-    relu, relu_squared, silu   x
+    relu, relu_squared, silu   x; at 0 the gradient of relu is 0
     layer_norm        x (..., D), weight (D,), bias (D,); epsilon is 1e-5
     rms_norm          x (..., D), weight (D,); epsilon is 1e-5
     dropout           x, rate, keep: like x, True where kept
-    rotary            x (B, H, T, K), positions (T,); channels i and i + K/2 turn together
+    rotary            x (B, H, T, K), positions (T,); channels i and i + K/2 turn together, by the position times
+                      10000^(-2i/K), of which sine and cosine are tables in float64
     attention         query (B, H, T, K), key and value (B, H, S, K)
     causal_attention  the same with T = S: no query sees a later key
     cross_entropy     logits (..., V), targets (...) integers, -1 for one that does not count; the mean over those that do
@@ -61,11 +62,13 @@ class Drawn(NamedTuple):
 
 
 class Operation(NamedTuple):
-    """Forward and backward of the spec, and a small example: an array that is drawn, or a value, for each argument."""
+    """Forward and backward of the spec, and small examples: an array that is drawn, or a value, for each argument."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     example: dict[str, Any]
+    edges: dict[str, dict[str, Any]]
+    """Further examples: what is special, in words, and the arguments that then differ."""
 
 
 def _attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> Any:
@@ -91,53 +94,88 @@ def _causal_attention(query: np.ndarray, key: np.ndarray, value: np.ndarray) -> 
 
 
 LARGE = 1000.0  # its exponential overflows
+OTHER_SIZES = "of other sizes"
 TARGETS = np.array([[0, 3, -1], [10, 5, 2]])  # -1: ignored
 KEEP = np.arange(15).reshape(3, 5) % 3 > 0
 EVERY = {"x": Drawn((3, 5))}
 WITH_0 = {"x": Drawn((3, 5), (0.0,))}
+FAR = {"far from 0": {"x": Drawn((2, 4), (-7.0, 7.0, -30.0, 30.0))}}
 OPERATIONS = {
     "linear": Operation(
         linear.linear_forward,
         linear.linear_backward,
         {"x": Drawn((2, 3, 5)), "weight": Drawn((7, 5)), "bias": Drawn((7,))},
+        {OTHER_SIZES: {"x": Drawn((1, 4, 5))}},
     ),
     "embedding": Operation(
         embedding.embedding_forward,
         embedding.embedding_backward,
         {"tokens": np.array([[1, 4, 4], [0, 2, 4]]), "weight": Drawn((7, 5))},
+        {OTHER_SIZES: {"tokens": np.array([[6, 6, 6, 0]])}},
     ),
-    "softmax": Operation(softmax.softmax_forward, softmax.softmax_backward, {"x": Drawn((3, 5), (LARGE, LARGE - 1))}),
-    "gelu": Operation(activation.gelu_forward, activation.gelu_backward, EVERY),
-    "gelu_tanh": Operation(activation.gelu_tanh_forward, activation.gelu_tanh_backward, EVERY),
-    "relu": Operation(activation.relu_forward, activation.relu_backward, WITH_0),
-    "relu_squared": Operation(activation.relu_squared_forward, activation.relu_squared_backward, WITH_0),
-    "silu": Operation(activation.silu_forward, activation.silu_backward, {"x": Drawn((3, 5), (LARGE, -LARGE))}),
+    "softmax": Operation(
+        softmax.softmax_forward,
+        softmax.softmax_backward,
+        {"x": Drawn((3, 5), (LARGE, LARGE - 1))},
+        {"of three axes, one entry -inf": {"x": Drawn((2, 3, 4), (-np.inf,))}},
+    ),
+    "gelu": Operation(activation.gelu_forward, activation.gelu_backward, EVERY, FAR),
+    "gelu_tanh": Operation(activation.gelu_tanh_forward, activation.gelu_tanh_backward, EVERY, FAR),
+    "relu": Operation(activation.relu_forward, activation.relu_backward, WITH_0, {}),
+    "relu_squared": Operation(activation.relu_squared_forward, activation.relu_squared_backward, WITH_0, {}),
+    "silu": Operation(activation.silu_forward, activation.silu_backward, {"x": Drawn((3, 5), (LARGE, -LARGE))}, {}),
     "layer_norm": Operation(
         normalization.layer_norm_forward,
         normalization.layer_norm_backward,
         {"x": Drawn((2, 3, 7)), "weight": Drawn((7,)), "bias": Drawn((7,))},
+        {OTHER_SIZES: {"x": Drawn((4, 1, 7))}},
     ),
     "rms_norm": Operation(
-        normalization.rms_norm_forward, normalization.rms_norm_backward, {"x": Drawn((2, 3, 7)), "weight": Drawn((7,))}
+        normalization.rms_norm_forward,
+        normalization.rms_norm_backward,
+        {"x": Drawn((2, 3, 7)), "weight": Drawn((7,))},
+        {OTHER_SIZES: {"x": Drawn((4, 1, 7))}},
     ),
     "dropout": Operation(
-        dropout.dropout_forward, dropout.dropout_backward, {"x": Drawn((3, 5)), "rate": 0.25, "keep": KEEP}
+        dropout.dropout_forward,
+        dropout.dropout_backward,
+        {"x": Drawn((3, 5)), "rate": 0.25, "keep": KEEP},
+        {"of half": {"x": Drawn((4, 2)), "rate": 0.5, "keep": np.arange(8).reshape(4, 2) % 3 == 1}},
     ),
     "rotary": Operation(
-        position.rotary_forward, position.rotary_backward, {"x": Drawn((2, 3, 5, 6)), "positions": np.arange(5)}
+        position.rotary_forward,
+        position.rotary_backward,
+        {"x": Drawn((2, 3, 5, 6)), "positions": np.arange(5)},
+        {"of positions out of order": {"x": Drawn((1, 2, 3, 4)), "positions": np.array([2, 0, 4])}},
     ),
     "attention": Operation(
         _attention,
         _attention_backward,
         {"query": Drawn((2, 3, 5, 7)), "key": Drawn((2, 3, 11, 7)), "value": Drawn((2, 3, 11, 7))},
+        {
+            "with scores whose exponential overflows": {
+                "query": Drawn((1, 2, 3, 4), (LARGE,)),
+                "key": Drawn((1, 2, 5, 4), (2.0,)),
+                "value": Drawn((1, 2, 5, 4)),
+            }
+        },
     ),
     "causal_attention": Operation(
-        _causal_attention, _attention_backward, dict.fromkeys(("query", "key", "value"), Drawn((2, 3, 5, 7)))
+        _causal_attention,
+        _attention_backward,
+        dict.fromkeys(("query", "key", "value"), Drawn((2, 3, 5, 7))),
+        {OTHER_SIZES: dict.fromkeys(("query", "key", "value"), Drawn((1, 2, 3, 4)))},
     ),
     "cross_entropy": Operation(
         loss.cross_entropy_forward,
         loss.cross_entropy_backward,
         {"logits": Drawn((2, 3, 11), (LARGE, LARGE - 1)), "targets": TARGETS},
+        {
+            "of a target without a chance": {
+                "logits": Drawn((1, 4, 5), (LARGE, 0.0)),
+                "targets": np.array([[1, -1, 4, 0]]),
+            }
+        },
     ),
 }
 
@@ -155,7 +193,7 @@ def assert_parity(
     (forward, backward) on NumPy arrays in the spec's manner: forward returns output and cache; backward takes the upstream
     gradient and the cache and returns the gradients, of all arguments (None where there is none) or of those that are
     floating-point arrays, in their order. With None for backward the output alone is judged, and may be all that forward
-    returns. Without `arguments` a small example is drawn: it does not show every edge.
+    returns. Without `arguments` small examples are drawn: they show some edges, not every one.
     dtype: float64 or float32, for torch also bfloat16. Returns the largest error/bound of an output or gradient.
     Raises AssertionError naming the worst element; ValueError for arguments that make no sense, and on a machine whose
     longdouble is no wider than double.
@@ -173,46 +211,92 @@ def assert_parity(
     if not LONGDOUBLE_IS_WIDER:
         raise ValueError(NARROW_LONGDOUBLE)
     spec = OPERATIONS[operation]
-    values = _given(spec, arguments) if arguments else _drawn(spec.example, seed)
+    if arguments:
+        return _compared(function, spec, f"{operation}", _given(spec, arguments), dtype, seed)
+    ratios = [_compared(function, spec, operation, drawn(spec.example, seed), dtype, seed)]
+    for edge, changed in spec.edges.items():
+        ratios.append(_compared(function, spec, f"{operation} {edge}", drawn(spec.example | changed, seed), dtype, seed))
+    return max(ratios)
+
+
+def _compared(function: Any, spec: Operation, what: str, values: dict[str, Any], dtype: str, seed: int) -> float:
+    """The largest error/bound for these arguments. Raises: as `assert_parity`."""
     values = {name: cast(value, dtype) if is_real(value) else value for name, value in values.items()}
     if isinstance(function, torch.nn.Module):
         function = _with_parameters(function, values)
     else:
-        _check_signature(parts[0], values)
+        _check_signature(function[0] if isinstance(function, tuple) else function, values)
 
     wanted = [is_real(value) for value in values.values()]
     forward, backward = spec.forward, _first_gradients(spec.backward, wanted)
     upstream, truth = truth_of(forward, backward, values, wanted, dtype, seed)
     if not all(np.isfinite(t.bound()).all() for t in (*truth.outputs, *truth.gradients) if t is not None):
-        raise ValueError("arguments: expected numbers of which no square or cube overflows, got larger ones")
+        raise ValueError("arguments: expected numbers for which every bound is finite (bounds.py, Limits), got larger ones")
     other = truth
-    if operation in ("attention", "causal_attention"):  # plain and tiled attention round differently: either will do
+    if spec.backward is _attention_backward:  # plain and tiled attention round differently: either will do
         _, other = truth_of(tiled(forward), tiled(backward), values, wanted, dtype, seed)
     results: Results
-    if isinstance(function, tuple):
-        results, factor = run_pair("yours", *function, values, wanted, upstream), 1.0
-        if function[1] is None:
-            truth, other = (each._replace(gradients=results.gradients) for each in (truth, other))
-    else:
-        try:
+    try:
+        if isinstance(function, tuple):
+            results, factor = run_pair("yours", _asked_again(function[0]), function[1], values, wanted, upstream), 1.0
+            if function[1] is None:
+                truth, other = (each._replace(gradients=results.gradients) for each in (truth, other))
+        else:
             results, factor = run_twin("yours", function, values, wanted, upstream, dtype), TWIN_FACTOR
-        except (TypeError, AttributeError) as error:
+            again = run_twin("yours", function, values, wanted, upstream, dtype)
+            same = all(_bytes(one) == _bytes(two) for one, two in zip(results, again, strict=True))
+            assert same, "yours: a second call gave another output or gradient"
+    except (TypeError, AttributeError, RuntimeError) as error:
+        if not isinstance(function, tuple) and any(word in str(error) for word in NUMPYS):
             error.add_note("yours: called with torch tensors; a NumPy function goes into a tuple: (forward, None)")
-            raise
-    name = f"assert_parity, {operation}"
+        elif isinstance(function, tuple) and "Tensor" in str(error):
+            error.add_note("yours: called with NumPy arrays, as a tuple is; a torch function goes without one")
+        raise
+    name = f"assert_parity, {what}"
     return max(compare_results(name, "yours", results, truth, other, values, dtype, factor).values())
 
 
-def _drawn(example: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """The example with its arrays drawn."""
+NUMPYS = (
+    "numpy",
+    "return_types",
+    "ufunc",
+    "'Tensor' object has no attribute",
+)  # in what torch says to a function of NumPy's
+
+
+def _asked_again(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward, and two more calls after it: one that must give the same, and one with other numbers, after which what it
+    gave first must be what it was; so that a backward finds nothing that was kept outside of its cache."""
+
+    def run(*values: Any) -> Any:
+        result = forward(*values)
+        first = _bytes(result)
+        assert first == _bytes(forward(*values)), "yours: a second call gave another output"
+        forward(*(value / 2 if is_real(value) and isinstance(value, np.ndarray) else value for value in values))
+        assert first == _bytes(result), "yours: a later call changed the output of an earlier one"
+        return result
+
+    return run
+
+
+def _bytes(result: Any) -> list[bytes]:
+    """The numbers of an output, or of several; of a pair (output, cache) those of the output."""
+    if isinstance(result, tuple) and len(result) == 2 and not isinstance(result[1], np.ndarray):
+        result = result[0]
+    parts = result if isinstance(result, tuple) else (result,)
+    return [np.asarray(part).tobytes() for part in parts if isinstance(part, (np.ndarray, np.generic))]
+
+
+def drawn(example: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The example with its arrays drawn; the others are copies, so that nobody can change the example."""
     generator = np.random.default_rng(seed)
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in example.items():
         if isinstance(value, Drawn):
             array = generator.standard_normal(value.shape)
             array.flat[: len(value.first)] = value.first
             value = array
-        values[name] = value
+        values[name] = value.copy() if isinstance(value, np.ndarray) else value
     return values
 
 
@@ -221,24 +305,30 @@ def _given(spec: Operation, arguments: Sequence[Any]) -> dict[str, Any]:
     names = list(spec.example)
     if len(arguments) > len(names):
         raise ValueError(f"arguments: expected at most {len(names)} ({', '.join(names)}), got {len(arguments)}")
-    optional = [name for name, p in inspect.signature(spec.forward).parameters.items() if p.default is None]
+    parameters = inspect.signature(spec.forward).parameters
+    optional = [name for name, parameter in parameters.items() if parameter.default is None]
     missing = [name for name in names[len(arguments) :] if name not in optional]
     if missing:
         raise ValueError(f"arguments: expected {', '.join(names)}, got none for {', '.join(missing)}")
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in zip(names, arguments, strict=False):
         example = spec.example[name]
         if isinstance(value, torch.Tensor):
             value = (value.detach().cpu().double() if value.is_floating_point() else value.detach().cpu()).numpy()
-        if isinstance(example, float) or (value is None and name in optional):
+        if value is None and "None" in str(parameters[name].annotation):
             values[name] = value
+            continue
+        if isinstance(example, float):
+            if np.ndim(value) or np.asarray(value).dtype.kind not in "fi":
+                raise ValueError(f"{name}: expected a number, got {value!r}")
+            values[name] = float(value)
             continue
         array = np.asarray(value)
         kind = "f" if isinstance(example, Drawn) else example.dtype.kind
-        if array.dtype.kind != kind and not (kind == "f" and array.dtype.kind == "i"):
+        if array.dtype.kind not in {"f": "fi", "i": "iu", "b": "b"}[kind]:
             expected = {"f": "floating-point numbers", "i": "integers", "b": "True and False"}[kind]
             raise ValueError(f"{name}: expected {expected}, got {array.dtype}")
-        values[name] = array.astype(np.float64) if kind == "f" else array
+        values[name] = array.astype({"f": np.float64, "i": np.int64, "b": np.bool_}[kind])  # a copy
     return values
 
 
@@ -253,7 +343,8 @@ def _with_parameters(module: torch.nn.Module, values: Mapping[str, Any]) -> Call
     def function(*arguments: Any) -> Any:
         given = dict(zip(values, arguments, strict=True))
         inputs = tuple(given[name] for name in others)
-        return torch.func.functional_call(module, {name: given[name] for name in own}, inputs, strict=True)
+        parts = {name: buffer.clone() for name, buffer in module.named_buffers()} | {name: given[name] for name in own}
+        return torch.func.functional_call(module, parts, inputs, strict=True)
 
     return function
 

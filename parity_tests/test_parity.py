@@ -1,5 +1,6 @@
 """`assert_parity` accepts what is right and rejects what is wrong, for torch functions and for NumPy pairs."""
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -173,12 +174,156 @@ def test_a_forward_may_come_first(forward):
         assert_parity((lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True) + 1e-15, None), "softmax", np.eye(3))
 
 
-def test_a_numpy_function_alone_is_told_where_it_belongs():
-    with pytest.raises((TypeError, AttributeError)) as caught:
-        assert_parity(lambda x: np.exp(x - x.max(-1, keepdims=True)), "softmax")
-    assert caught.value.__notes__ == [
-        "yours: called with torch tensors; a NumPy function goes into a tuple: (forward, None)"
-    ]
+@pytest.mark.parametrize(
+    ("function", "operation", "note"),
+    [
+        (lambda x: np.exp(x - x.max(-1, keepdims=True)), "softmax", "a NumPy function goes into a tuple: (forward, None)"),
+        (lambda x: np.maximum(x, 0), "relu", "a NumPy function goes into a tuple: (forward, None)"),
+        ((F.relu, None), "relu", "a torch function goes without one"),
+        (F.layer_norm, "layer_norm", None),
+    ],
+)
+def test_a_function_in_the_wrong_place_is_told_where_it_belongs(function, operation, note):
+    with pytest.raises((TypeError, AttributeError, RuntimeError)) as caught:
+        assert_parity(function, operation)
+    notes = getattr(caught.value, "__notes__", [])
+    assert [found.split("; ")[1] for found in notes] == ([] if note is None else [note])
+
+
+def changing(*numbers):
+    """A softmax whose n-th call multiplies by the n-th number, from the last one on always by that."""
+    calls = []
+
+    def forward(x):
+        calls.append(x)
+        p, cache = softmax_forward(x)
+        return p * numbers[min(len(calls), len(numbers)) - 1], cache
+
+    return forward
+
+
+def drifting():
+    forward = changing(1, 2)
+    return lambda x: torch.softmax(x, -1) * float(forward(np.eye(1))[0][0, 0])
+
+
+def kept_outside():
+    """A pair whose cache is a variable of the module."""
+    last = {}
+
+    def forward(x):
+        last["p"] = softmax_forward(x)[0]
+        return last["p"].copy(), None
+
+    return forward, lambda d_p, cache: softmax_backward(d_p, last["p"])
+
+
+def one_buffer():
+    buffer = {}
+
+    def forward(x):
+        p, cache = softmax_forward(x)
+        out = buffer.setdefault(x.shape, np.empty_like(p))
+        out[...] = p
+        return out, cache.copy()
+
+    return forward, softmax_backward
+
+
+def spoils():
+    """A pair whose every second backward pass writes into what it is given."""
+    odd = itertools.cycle((False, True))
+
+    def backward(d_p, p):
+        gradient = softmax_backward(d_p, p)
+        if next(odd):
+            d_p[...] = 0
+        return gradient
+
+    return softmax_forward, backward
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ((changing(1, 2), softmax_backward), "a second call gave another output"),
+        (drifting(), "a second call gave another output or gradient"),
+        (kept_outside(), "softmax, float64, yours d_x"),
+        (one_buffer(), "a later call changed the output of an earlier one"),
+        (spoils(), "changed one of its inputs: the gradient of output 0"),
+    ],
+    ids=["a pair", "a function", "a cache outside", "one buffer", "a spoiled gradient"],
+)
+def test_nothing_is_kept_between_calls(function, message):
+    with pytest.raises(AssertionError, match=message):
+        assert_parity(function, "softmax")
+
+
+def test_nobody_can_change_an_example():
+    """Neither those of the module nor the caller's own."""
+
+    def spoils(logits, targets):
+        targets[...] = 0
+        return 0.0, None
+
+    own = np.array([[0, -1, 2]])
+    for arguments in ([], [np.eye(3)[None], own]):
+        for _ in range(2):
+            with pytest.raises(AssertionError, match=r"changed one of its inputs: targets|expected an array as output"):
+                assert_parity((spoils, None), "cross_entropy", *arguments)
+    assert (parity.TARGETS == [[0, 3, -1], [10, 5, 2]]).all()
+    assert (own == [[0, -1, 2]]).all()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "operation"),
+    [
+        (
+            (lambda x: (e := np.exp(x - x.max(1, keepdims=True))) / e.sum(1, keepdims=True), None),
+            "softmax of three axes, one entry -inf",
+        ),
+        (lambda x, positions: rotary(x, torch.arange(x.shape[2])), "rotary of positions out of order"),
+        (lambda x, rate, keep: x * keep / 0.75, "dropout of half"),
+        (lambda x: x * (1 + torch.erf(x.clamp(-5, 5) / math.sqrt(2))) / 2, "gelu far from 0"),
+        (
+            lambda q, k, v: (s := (q @ k.mT / math.sqrt(q.shape[-1])).exp()) / s.sum(-1, keepdim=True) @ v,
+            "attention with scores",
+        ),
+        (lambda q, k, v: torch.softmax(q @ k.mT / math.sqrt(7), -1) @ v, "attention with scores"),
+        (
+            lambda z, t: -torch.softmax(z, -1).log().gather(-1, t.clamp(min=0)[..., None])[..., 0][t >= 0].mean(),
+            "cross_entropy",
+        ),
+    ],
+)
+def test_what_is_wrong_at_an_edge_alone_is_rejected_and_the_edge_named(wrong, operation):
+    with pytest.raises(AssertionError, match=f"assert_parity, {operation}"):
+        assert_parity(wrong, operation.split()[0])
+
+
+class Causal(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.ones(9, 9, dtype=torch.bool).tril())
+
+    def forward(self, query, key, value):
+        T = query.shape[2]
+        scores = query @ key.mT / math.sqrt(query.shape[-1])
+        return torch.softmax(scores.masked_fill(~self.mask[:T, :T], -math.inf), -1) @ value
+
+
+def test_a_module_may_have_buffers():
+    assert 0 < assert_parity(Causal(), "causal_attention") <= 1
+
+
+@pytest.mark.parametrize("rate", [np.float64(0.5), torch.tensor(0.5), np.array(0.5)])
+def test_a_rate_may_be_of_any_kind_of_number(rate):
+    assert 0 <= assert_parity(RIGHT["dropout"], "dropout", np.ones(3), rate, np.array([True, False, True])) <= 1
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int32])
+def test_tokens_may_be_of_any_kind_of_integer(kind):
+    assert assert_parity(F.embedding, "embedding", np.array([1, 0, 1], kind), np.ones((3, 2))) <= 1
 
 
 def test_a_pair_may_take_plain_arrays_alone():
@@ -242,10 +387,11 @@ def test_the_three_lines_that_are_promised(text):
             ((lambda x: x, softmax_backward), "linear"),
             r"function: expected one that takes x, weight, bias, got one with \(x\)",
         ),
-        ((F.gelu, "gelu", np.array([1e10])), "arguments: expected numbers of which no square or cube overflows"),
+        ((F.gelu, "gelu", np.array([1e10])), "arguments: expected numbers for which every bound is finite"),
         ((RIGHT["softmax"], "softmax", np.array([True])), "x: expected floating-point numbers, got bool"),
         ((F.embedding, "embedding", np.ones(2), np.eye(2)), "tokens: expected integers, got float64"),
         ((RIGHT["dropout"], "dropout", np.eye(2), 0.5, np.eye(2)), "keep: expected True and False, got float64"),
+        ((RIGHT["dropout"], "dropout", np.eye(2), "half", np.eye(2) > 0), "rate: expected a number, got 'half'"),
         (
             (RIGHT["causal_attention"], "causal_attention", *map(np.ones, ((1, 1, 2, 3), (1, 1, 3, 3), (1, 1, 3, 3)))),
             "key: exp",

@@ -144,7 +144,7 @@ def _message(what: str, actual: np.ndarray, truth: np.ndarray, ratio: np.ndarray
     index = ", ".join(str(int(i)) for i in worst)
     outside = int((~(ratio <= 1)).sum())
     return (
-        f"{what}[{index}]: {actual[worst]!s}, expected {truth[worst]!s}: "
+        f"{what}{f'[{index}]' if index else ''}: {actual[worst]!s}, expected {truth[worst]!s}: "
         f"error/bound {ratio[worst]:.4g} ({outside} of {ratio.size} elements out of bounds)"
     )
 

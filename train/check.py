@@ -96,6 +96,7 @@ def check(config: CheckConfig) -> int:
         raise ValueError("check: expected a machine whose longdouble is wider than double, to have a truth to compare with")
     output_file("json", config.json)
     output_file("plot", config.plot, ".png")
+    _check_distinct(config)
     subject = create_subject(config)
     rows = compare(subject, config.witnesses, config.elements, config.device)
     ranked = sorted(rows, key=lambda row: row.ratio)
@@ -106,6 +107,17 @@ def check(config: CheckConfig) -> int:
         ratios = {row.name: {witness: found.ratio for witness, found in row.findings.items()} for row in rows}
         plot_check(ratios, config.plot, f"{subject.name}\nerror/bound of loss and gradients")
     return 0 if ranked[-1].ratio <= 1 else 1
+
+
+def _check_distinct(config: CheckConfig) -> None:
+    """Raises: ValueError where a file to be written is one that is read, or written as well."""
+    places: dict[Path, str] = {}
+    for name in ("checkpoint", "config", "batch", "json", "plot"):
+        path = getattr(config, name)
+        if path is not None:
+            other = places.setdefault(Path(path).resolve(), name)
+            if other != name and name in ("json", "plot"):
+                raise ValueError(f"{name}: expected another file than that of {other}, got {path!r}")
 
 
 def compare(subject: Subject, witnesses: Sequence[str], elements: int = 1, device: Device = "cpu") -> list[Row]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
+import re
 import sys
 import textwrap
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from parity_tests.parity import OPERATIONS, Drawn, Operation, assert_parity
+from parity_tests.parity import OPERATIONS, OTHER_SIZES, Drawn, Operation, assert_parity, drawn
 from train.checkpoint import write_atomically
 from train.commands import ExercisesConfig
 from train.run_folder import output_file
@@ -44,6 +45,19 @@ def {backward}(d_output, cache):
     raise NotImplementedError
 '''
 TO_WRITE = "to be written"
+ONE_AXIS, NONE_COUNTS = "of one axis", "where no target counts"
+PROMISED: dict[str, dict[str, dict[str, Any]]] = {  # what the texts say beyond the examples of assert_parity
+    "linear": {ONE_AXIS: {"x": Drawn((5,))}},
+    "embedding": {OTHER_SIZES: {"tokens": np.array([2, 0, 2]), "weight": Drawn((3, 4))}},
+    "softmax": {"with a row of -inf": {"x": Drawn((2, 3), (-np.inf,) * 3)}},
+    "layer_norm": {ONE_AXIS: {name: Drawn((4,)) for name in ("x", "weight", "bias")}},
+    "rms_norm": {ONE_AXIS: {name: Drawn((4,)) for name in ("x", "weight")}},
+    "dropout": {"without a mask": {"keep": None}},
+    "cross_entropy": {
+        NONE_COUNTS: {"targets": np.full((2, 3), -1)},
+        ONE_AXIS: {"logits": Drawn((5,)), "targets": np.array(3)},
+    },
+}
 
 
 def exercises(config: ExercisesConfig) -> str | int:
@@ -101,10 +115,10 @@ def check(path: Path) -> int:
     right = 0
     for operation in OPERATIONS:
         forward, backward = (getattr(module, name, _missing) for name in functions_of(operation))
-        output = _verdict(forward, None, operation)
+        output = _verdict(forward, None, operation, path)
         line = f"{operation:18}output {output}"
         if output is None:
-            gradients = _verdict(forward, backward, operation)
+            gradients = _verdict(forward, backward, operation, path)
             line = f"{operation:18}output right, gradients {gradients or 'right'}"
             right += 1 + (gradients is None)
         print(line)
@@ -112,19 +126,35 @@ def check(path: Path) -> int:
     return int(right < 2 * len(OPERATIONS))
 
 
-def _verdict(forward: Any, backward: Any, operation: str) -> str | None:
+def _verdict(forward: Any, backward: Any, operation: str, path: Path) -> str | None:
     """What is wrong with a pair, in one line; None if nothing is. Without a backward the output alone is judged."""
     if not callable(forward) or not (backward is None or callable(backward)):
         return f"fails: expected a function, got {forward if backward is None else backward!r}"
-    try:
-        with np.errstate(all="ignore"):  # the verdict says it
-            assert_parity((forward, backward), operation)
-    except NotImplementedError:
-        return TO_WRITE
-    except (Exception, SystemExit) as error:  # what a reader writes may fail in any way
-        found = " ".join(str(error).split()).removeprefix(f"assert_parity, {operation}, float64, yours ")
-        return f"wrong: {found}" if isinstance(error, AssertionError) else f"fails: {type(error).__name__}: {found}"
+    example = OPERATIONS[operation].example
+    promised = PROMISED.get(operation, {})
+    for edge, arguments in [("", ()), *((edge, drawn(example | own, 0).values()) for edge, own in promised.items())]:
+        try:
+            with np.errstate(all="ignore"):  # the verdict says it
+                assert_parity((forward, backward), operation, *arguments)
+        except NotImplementedError:
+            return TO_WRITE
+        except (Exception, SystemExit) as error:  # what a reader writes may fail in any way
+            return _said(error, operation, edge, path)
     return None
+
+
+def _said(error: BaseException, operation: str, edge: str, path: Path) -> str:
+    """What an error says, in one line: of a comparison, or of the reader's own code, then with the line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame.lineno for frame in frames if frame.filename == str(path)]
+    text = " ".join(str(error).split())
+    compared = isinstance(error, AssertionError) and frames[-1].filename != str(path)
+    if named := re.match(rf"assert_parity, {operation} ?(.*), float64, yours ", text):
+        edge, text = edge or named[1], text[named.end() :]
+    where = f" {edge}" if edge else ""
+    if compared:
+        return f"wrong{where}: {text}"
+    return f"fails{where}: {type(error).__name__}: {text}{f' (line {own[-1]})' if own else ''}"
 
 
 def _missing(*_: Any) -> Any:
@@ -132,15 +162,21 @@ def _missing(*_: Any) -> Any:
 
 
 def _imported(path: Path) -> ModuleType:
+    """The file as a module, from its text: what Python keeps of an earlier one would do for a change within a second."""
     if not path.is_file():
         raise ValueError(f"check: expected a Python file, got {str(path)!r}")
-    spec = importlib.util.spec_from_file_location("exercises_of_the_reader", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise ValueError(f"check: expected a Python file, whose name ends in .py, got {str(path)!r}")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType("exercises_of_the_reader")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where a dataclass looks for it
     sys.path.insert(0, str(path.resolve().parent))  # as for a file that Python runs: it may import its neighbours
     try:
-        spec.loader.exec_module(module)
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"check: expected a file that Python can run, got {type(error).__name__}: {error}") from error
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise ValueError(
+            f"check: expected a file that Python can run, got {type(error).__name__}: {error}{where}"
+        ) from error
     return module

@@ -342,3 +342,15 @@ def test_random_batches_fit_a_context_of_one():
         batch = random_batch(model, 2, 5, np.random.default_rng(0))
         assert batch.tokens.shape == (2, 1)
         assert batch.counted > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("json", "config"), ("json", "batch"), ("json", "checkpoint"), ("plot", "json")]
+)
+def test_what_is_read_is_not_written_over(tmp_path, capsys, name, other):
+    """Told before anything is read."""
+    path = tmp_path / "kept.png"
+    path.write_text("mine")
+    assert main(["check", f"--{other}", str(path), f"--{name}", str(tmp_path / "." / "kept.png")]) == 2
+    assert f"{name}: expected another file than that of {other}, got" in capsys.readouterr().err
+    assert path.read_text() == "mine"

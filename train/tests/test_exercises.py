@@ -1,6 +1,7 @@
 """The exercises: a file of stubs, and what is said about one that is filled."""
 
 import ast
+import os
 
 import numpy as np
 import pytest
@@ -60,18 +61,40 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         "def silu_forward(x): return x.nothing\n"
         "def gelu_forward(x, y): pass\n"
         "def rms_norm_forward(x, weight): return x * weight / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5), 0\n"
+        "def dropout_forward(x, rate, keep): raise AssertionError('mine')\n"
+        "def layer_norm_forward(x, w, b):\n"
+        "    c = x - x.mean(2, keepdims=True)\n"
+        "    return w * c / np.sqrt((c * c).mean(2, keepdims=True) + 1e-5) + b, 0\n"
+        "def cross_entropy_forward(z, t):\n"
+        "    z = z - z.max(-1, keepdims=True)\n"
+        "    p = np.exp(z) / np.exp(z).sum(-1, keepdims=True)\n"
+        "    p = np.take_along_axis(p, np.maximum(t, 0)[..., None], -1)[..., 0]\n"
+        "    return np.asarray(-np.log(p)[t >= 0].mean()), 0\n"
     )
     status, said, total = verdicts(path, capsys)
     assert status == 1
     assert said["relu"].startswith("output right, gradients wrong: d_x[")
     assert said["softmax"].startswith("output wrong: output[0, 0]: inf, expected 0.73")
-    assert said["silu"] == "output fails: AttributeError: 'numpy.ndarray' object has no attribute 'nothing'"
+    assert said["silu"] == "output fails: AttributeError: 'numpy.ndarray' object has no attribute 'nothing' (line 7)"
     assert said["gelu_tanh"] == "output fails: expected a function, got 5"
-    assert said["embedding"] == "output fails: SystemExit: 0"
+    assert said["embedding"] == "output fails: SystemExit: 0 (line 3)"
+    assert said["dropout"] == "output fails: AssertionError: mine (line 10)"
+    assert said["layer_norm"].startswith("output fails of one axis: AxisError: axis 2 is out of bounds")
+    assert said["cross_entropy"].startswith("output wrong of a target without a chance: output: inf, expected 334.")
     assert said["gelu"].startswith("output fails: ValueError: function: expected one that takes x, got one with (x, y)")
     assert said["rms_norm"] == "output right, gradients to be written"
     assert said["linear"] == "output to be written"
     assert total == f"2 of {2 * len(OPERATIONS)} right"
+
+
+def test_a_change_is_seen_at_once(tmp_path, capsys):
+    """Also one that leaves the length of the file and, to the second, its time: so nothing compiled is kept."""
+    path = tmp_path / "mine.py"
+    for sign, right in (("<", "wrong"), (">", "right")):
+        path.write_text(f"import numpy as np\ndef relu_forward(x): return np.where(x {sign} 0, x, 0), x\n")
+        os.utime(path, (1, 1))
+        assert verdicts(path, capsys)[1]["relu"].startswith(f"output {right}")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_the_first_lines_of_a_learner_are_enough():
@@ -89,7 +112,7 @@ def test_the_first_lines_of_a_learner_are_enough():
         (None, "check: expected a Python file, got"),
         ("def", "check: expected a file that Python can run, got SyntaxError: invalid syntax"),
         ("raise SystemExit(0)", "check: expected a file that Python can run, got SystemExit: 0"),
-        ("raise KeyError('x')", "check: expected a file that Python can run, got KeyError: 'x'"),
+        ("\nraise KeyError('x')", "check: expected a file that Python can run, got KeyError: 'x' (line 2)"),
     ],
 )
 def test_a_file_that_cannot_be_judged(tmp_path, capsys, content, message):
