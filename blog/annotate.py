@@ -64,7 +64,8 @@ class Part(NamedTuple):
 
 def rooms() -> list[str]:
     """The modules of the spec in the order in which README tells to read them, then the others."""
-    read_first = ("linear", "softmax", "normalization", "attention", "block", "model")
+    read_first = ["linear", "softmax", "normalization", "mask", "position", "attention", "feed_forward", "block"]
+    read_first += ["embedding", "loss", "model"]
     found = [path.stem for path in (source.ROOT / SPEC).glob("*.py") if path.stem != "__init__"]
     return [*read_first, *sorted(set(found) - set(read_first))]
 

@@ -1,4 +1,7 @@
-"""Elementwise nonlinearities: GELU (exact and tanh), ReLU, ReLU squared, SiLU."""
+"""Elementwise nonlinearities: GELU (exact and tanh), ReLU, ReLU squared, SiLU.
+
+`.real` decides where a number is on the real line: the spec also runs on complex numbers, which tests use to differentiate.
+"""
 
 import math
 from typing import NamedTuple
@@ -26,7 +29,7 @@ def gelu_forward(x: np.ndarray) -> tuple[np.ndarray, GateCache]:
 def gelu_backward(d_y: np.ndarray, cache: GateCache) -> np.ndarray:
     """y = x Phi(x), so dy/dx = Phi(x) + x phi(x), with the density phi(x) = Phi'(x) = exp(-x^2/2) / sqrt(2 pi)."""
     x, gate = cache
-    density = np.exp(-0.5 * (x * x)) * (0.5 * SQRT_2_OVER_PI)
+    density = np.exp(-0.5 * (x * x)) * (0.5 * SQRT_2_OVER_PI)  # 1 / sqrt(2 pi) = sqrt(2/pi) / 2
     return d_y * (gate + x * density)
 
 

@@ -41,7 +41,8 @@ def scaled_dot_product_attention_forward(
 
     Shapes: query (B, H, T, K), key and value (B, H, S, K), mask bool, broadcastable to (B, H, T, S), True = may attend;
     output (B, H, T, K). Queries and keys are aligned at the end (see mask.py).
-    The scale keeps the scores' variance at 1: a sum of K products of independent numbers of mean 0 and variance 1 has K.
+    The scale keeps the scores' variance at 1: a sum of K products of independent numbers of mean 0 and variance 1
+    has variance K.
     Options: causal and window, see allowed_pairs; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma
     2, section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
     read as 0, so that NaN or inf in it reaches neither output nor gradient.
@@ -76,8 +77,8 @@ def scaled_dot_product_attention_backward(
     """Gradients of query, key and value; each line inverts one line of the forward, from the last to the first.
 
     output  = weights value:        d_value = weights^T d_output,  d_weights = d_output value^T
-    weights = softmax(scores):      d_scores_j = p_j (d_j - sum_i d_i p_i); 0 where masked, since p = 0 there
-    capped  = c tanh(s / c):        d_s = d_scores (1 - tanh^2); the bias of ALiBi is a constant
+    weights = softmax(scores):      d_scores_j = p_j (d_j - sum_i d_i p_i), p of weights, d of d_weights; masked: 0, as p
+    scores  = c tanh(s / c):        d_s = d_scores (1 - tanh^2); the bias of ALiBi is a constant
     s       = query key^T/sqrt(K):  d_query = d_s key / sqrt(K),  d_key = d_s^T query / sqrt(K)
     key     = only_seen(key):       a key that nobody sees gets 0
     """
@@ -93,7 +94,7 @@ def scaled_dot_product_attention_backward(
     return d_query, only_seen(d_key, seen), only_seen(d_value, seen)
 
 
-ROWS = 64  # queries of a block in _causal_attention_forward, scored up to the last one's key; far fewer make small products
+ROWS = 64  # queries of a block of _causal_attention_forward, scored against the keys up to its last one; fewer are slower
 
 
 class CausalCache(NamedTuple):
@@ -215,7 +216,8 @@ def multi_head_attention_forward(
 ) -> tuple[np.ndarray, MultiHeadCache]:
     """concat(head_1, ..., head_H) W_output^T, each head attending with its own projections (section 3.2.2 of the paper).
 
-    Shapes: x (B, T, D), the queries; memory (B, S, D), keys and values, or None for x itself (self-attention);
+    Shapes: x (B, T, D), of which the queries are made; memory (B, S, D), of which keys and values are made: what an encoder
+    has given, or None for x itself (self-attention);
     mask broadcastable to (B, H, T, S); output (B, T, D). Positions that turn or penalise (rotary, ALiBi) and the window
     belong to self-attention alone: `cross` switches them off. `past` continues earlier tokens and takes the new ones in; in
     cross-attention it is filled by the first call and stands for the memory afterwards. Then there is no backward. Raises

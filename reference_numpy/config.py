@@ -31,7 +31,7 @@ class ModelConfig:
     context: int = 64
     """Tokens in a training window, and at most while generating; only learned positions end here for the model itself."""
     width: int = 128
-    """D, numbers per token in the residual stream."""
+    """D, numbers per token in the residual stream, which every sub-layer reads and adds to."""
     layers: int = 4
     """L, blocks in each stack."""
     heads: int = 4

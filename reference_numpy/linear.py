@@ -28,7 +28,7 @@ def linear_forward(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = 
     if bias is not None and bias.shape != (outputs,):
         raise ValueError(f"bias: expected shape ({outputs},), the weight's output width, got {bias.shape}")
     rows = _rows(x)  # (N, I): one large product instead of one per sequence
-    y = _one_row_product(rows, weight) if len(rows) == 1 else rows @ weight.T  # (N, O)
+    y = _one_row_product(rows, weight) if len(rows) == 1 else rows @ weight.T  # (N, O); of one row (O,)
     if bias is not None:
         y += bias  # y is new: nobody else has it
     return y.reshape(*x.shape[:-1], outputs), LinearCache(x, weight, bias is not None)

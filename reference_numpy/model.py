@@ -77,8 +77,9 @@ def model_forward(
     encoder_cache = memory = None
     if source is not None:
         memory, encoder_cache = _stack_forward(
-            source, parameters, "encoder.", config, source_mask, False, None, None, generator, None
-        )
+            source, parameters, "encoder.", config, source_mask,
+            causal=False, memory=None, memory_mask=None, generator=generator, past=None,
+        )  # fmt: skip
     prefix, causal = ("decoder." if config.kind == "encoder_decoder" else ""), config.kind != "encoder"
     hidden, stack_cache = _stack_forward(
         tokens, parameters, prefix, config, mask, causal, memory, source_mask, generator, past
@@ -118,7 +119,11 @@ def loss_and_gradients(
     source_padding: np.ndarray | None = None,
     generator: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, Parameters]:
-    """Mean cross-entropy in nats per token that counts, and its gradients: one training step's worth of work."""
+    """Mean cross-entropy in nats per token that counts, and its gradients: one training step's worth of work.
+
+    Shapes: targets (B, T), -1 for one that does not count; all else as in model_forward and cross_entropy_forward. The loss
+    has shape (), a gradient name and shape of its parameter.
+    """
     logits, cache = model_forward(
         parameters, config, tokens, padding=padding, source=source, source_padding=source_padding, generator=generator
     )

@@ -23,8 +23,8 @@ def layer_norm_forward(
     """y = weight * (x - mean) / sqrt(variance + epsilon) + bias (Ba et al. 2016).
 
     Shapes: x (..., D), weight (D,), bias (D,) or None. The variance is the biased one (divided by D) and epsilon is inside
-    the root, as in torch. A row of equal numbers gives the bias, up to weight c / sqrt(c^2 + epsilon), c being what rounding
-    of its mean has left.
+    the root, as in torch. A row of equal numbers gives the bias, and weight c / sqrt(c^2 + epsilon) besides where rounding
+    of its mean leaves c.
     """
     centred = x - _mean(x)
     variance = _mean_product(centred, centred)
@@ -54,7 +54,10 @@ def layer_norm_backward(d_y: np.ndarray, cache: NormCache) -> tuple[np.ndarray, 
 
 
 def rms_norm_forward(x: np.ndarray, weight: np.ndarray, epsilon: float = 1e-5) -> tuple[np.ndarray, NormCache]:
-    """y = weight * x / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich 2019): no mean is subtracted, no bias is added."""
+    """y = weight * x / sqrt(mean(x^2) + epsilon) (Zhang & Sennrich 2019): no mean is subtracted, no bias is added.
+
+    Shapes: x (..., D), weight (D,).
+    """
     inverse = 1 / np.sqrt(_mean_product(x, x) + epsilon)
     normalized = x * inverse
     return normalized * weight, NormCache(normalized, inverse, weight, False)

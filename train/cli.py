@@ -217,5 +217,12 @@ def _one_line(box: str) -> str:
     message = re.sub(r"^Error parsing (--[\w-]+)?[^:]*: ", lambda match: f"{match[1]}: " if match[1] else "", message)
     message = message.replace("invalid literal for int() with base 10: ", "expected a whole number, got ")
     message = message.replace("could not convert string to float: ", "expected a number, got ")
+    message = re.sub(r" \(applied to [^)]*\)| Arguments are applied to the directly preceding subcommand.*", "", message)
     hint = " ".join(sections[1]) if len(sections) > 1 and sections[1][0].startswith(("Perhaps", "Available")) else ""
+    if hint.startswith("Perhaps"):  # each option with its help, once for every subcommand that has it
+        meant, option = [], ""
+        for found, subcommand in re.findall(r"(--(?!help)[\w-]+)|in twinformer (\w+) --help", hint):
+            option = found or option
+            meant += [f"{option} of {subcommand}"] if subcommand else []
+        hint = f"Perhaps you meant: {', '.join(meant)}"
     return "; ".join(part for part in (message, hint) if part)

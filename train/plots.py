@@ -68,7 +68,8 @@ def plot_loss(
         axes = figure.add_subplot()
         if len(training):
             axes.plot(training[:, 0], training[:, 1], color=BLUE, alpha=0.25, linewidth=0.8)
-            label_text = "training batches, smoothed" + (f"\n(with {' and '.join(training_has)})" if training_has else "")
+            label_text = "training batches, smoothed" if len(training) >= SMOOTHED else "training batches"
+            label_text += f"\n(with {' and '.join(training_has)})" if training_has else ""
             axes.plot(training[:, 0], _smoothed(training[:, 1]), color=BLUE, label=label_text)
         if len(estimates):
             axes.plot(*estimates.T, color=ORANGE, marker="o", markersize=3.5, label="validation, estimate")
@@ -82,7 +83,7 @@ def plot_loss(
         axes.set_title(title, parse_math=False)  # it has names of the user's in it
         axes.xaxis.set_major_formatter("{x:,g}")
         axes.margins(x=0.02)
-        axes.legend(loc="best")
+        axes.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none")  # a line may cross it
         save_figure(figure, path)
 
 
@@ -307,9 +308,12 @@ def _series(log_records: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
     return np.array(pairs, dtype=np.float64).reshape(-1, 2)
 
 
+SMOOTHED = 100  # values from which on a curve is smoothed
+
+
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Centred mean over about a fiftieth of the curve; at the ends over what there is. NaN where all of it is NaN."""
-    reach = len(values) // 100
+    """Centred mean over about a fiftieth of the curve; at the ends over what there is; a short curve itself. NaN for NaN."""
+    reach = len(values) // SMOOTHED
     finite = np.isfinite(values)
     window = np.ones(2 * reach + 1)
     sums = np.convolve(np.where(finite, values, 0.0), window)[reach : reach + len(values)]

@@ -30,6 +30,10 @@ def train_and_report(config: TrainConfig) -> Outcome:
             if processes.writes:
                 with trainer.or_as_it_was():
                     print(trainer.describe(), flush=True)
+                    if trainer.step == config.steps:
+                        print(
+                            f"all {config.steps:,} steps were done before: nothing is trained; --steps N goes on", flush=True
+                        )
             outcome = trainer.run()
         if processes.writes:
             _draw_loss(trainer, outcome)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 MASK = "\x1a"  # Unicode calls it substitute
+LISTED = 30  # of the characters that a vocabulary lacks, so many are named
 LABELS = {" ": "␣", "\n": "↵", "\t": "⇥", "\x02": "⊢", "\x03": "⊣", MASK: "▒"}  # all in the font of the pictures
 
 
@@ -76,8 +77,11 @@ class Vocabulary:
         if missing.size:
             position = int(missing[0])
             code = f"U+{ord(text[position]):04X}"
+            others = sorted({text[place] for place in missing} - {text[position]})
+            more = f", nor are {', '.join(map(repr, others[:LISTED]))}" if others else ""
+            more += f" and {len(others) - LISTED} more" if len(others) > LISTED else ""
             raise ValueError(
-                f"{argument}: character {text[position]!r} ({code}) at position {position} is not in the vocabulary"
+                f"{argument}: character {text[position]!r} ({code}) at position {position} is not in the vocabulary{more}"
             )
         return tokens
 

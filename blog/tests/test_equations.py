@@ -7,7 +7,7 @@ import pytest
 from blog import annotate
 
 WORDS = (
-    "output o, query q, key k, value v, weights p, weight w, capped s, bias b, scores s, score s, epsilon eps, momentum mu, "
+    "output o, query q, key k, value v, weights p, weight w, bias b, scores s, score s, epsilon eps, momentum mu, "
     "lr eta, wd lambda, exp e, b1 beta1, b2 beta2, logits z"
 )
 SHORT = dict(pair.split() for pair in WORDS.split(", "))  # words of the docstrings, and the letters of the formulas

@@ -84,7 +84,14 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
     [
         ([], "Expected one of {train, generate, attention, check"),
         (["tarin"], "Unrecognized options: tarin; Available subcommands: train"),
-        (["train", "--stpes", "3"], "Unrecognized options: --stpes, 3; Perhaps you meant: --steps INT"),
+        (
+            ["train", "--stpes", "3"],
+            "Unrecognized options: --stpes, 3; Perhaps you meant: --steps of train",
+        ),
+        (
+            ["train", "--length", "3"],
+            "Unrecognized or misplaced options: --length 3; Perhaps you meant: --length-penalty of train",
+        ),
         (["train", "--steps", "many"], "--steps: expected a whole number, got 'many'"),
         (["train", "--steps"], "Missing value for argument '--steps'"),
         (["train", "--backend", "jax"], "invalid choice 'jax' for argument '--backend'"),
@@ -447,6 +454,16 @@ def test_generation_follows_its_options_and_is_the_same_with_either_twin(trained
     assert generated(capsys, trained, "--temperature", "0", "--seed", "9") == variants[("--temperature", "0")]
     assert generated(capsys, trained, "--top-k", "1") == variants[("--temperature", "0")]
     assert generated(capsys, trained, "--seed", "1") == variants[("--seed", "1")]
+
+
+def test_a_finished_run_says_that_nothing_is_trained(trained, tmp_path, capsys):
+    again = tmp_path / "again"
+    shutil.copytree(trained, again)
+    assert main(["train", "--resume", str(again)]) == 0
+    steps = records(again)[-1]["step"]
+    assert f"all {steps} steps were done before: nothing is trained; --steps N goes on\n" in capsys.readouterr().out
+    assert main(["train", "--resume", str(again), "--steps", str(steps + 1)]) == 0
+    assert "nothing is trained" not in capsys.readouterr().out
 
 
 def test_only_training_is_shared_by_several_processes(monkeypatch, capsys):

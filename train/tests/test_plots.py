@@ -48,7 +48,7 @@ def test_loss_curve(tmp_path, figures):
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
-        "training batches, smoothed",
+        "training batches",
         "validation, estimate",
         "validation, exact",
         "elsewhere: 1.880",
@@ -84,7 +84,16 @@ def test_a_training_loss_says_what_the_validation_loss_has_not(tmp_path, figures
     plot_loss([{"step": 1, "train_loss": 2.0}], tmp_path / "loss.png", "", training_has=plots.training_has(0.3, 0.1))
     legend = figures[0].axes[0].get_legend()
     assert legend is not None
-    assert legend.get_texts()[0].get_text() == "training batches, smoothed\n(with dropout 0.3 and label smoothing 0.1)"
+    assert legend.get_texts()[0].get_text() == "training batches\n(with dropout 0.3 and label smoothing 0.1)"
+
+
+@pytest.mark.parametrize(("count", "name"), [(99, "training batches"), (100, "training batches, smoothed")])
+def test_a_curve_is_called_smoothed_where_it_is(tmp_path, figures, count, name):
+    values = np.random.default_rng(0).normal(size=count)
+    plot_loss([{"step": step, "train_loss": value} for step, value in enumerate(values)], tmp_path / "loss.png", "")
+    raw, drawn = (line.get_ydata() for line in figures[0].axes[0].get_lines())
+    assert figures[0].axes[0].get_legend().get_texts()[0].get_text() == name
+    assert (raw == drawn).all() == (count < 100)
 
 
 @pytest.mark.parametrize("records", [[], [{"step": 1}], [{"step": 1, "train_loss": float("nan")}]])

@@ -28,6 +28,8 @@ def test_the_library_does_what_it_is_shown_to_do():
     exec("\n".join(line[4:] for line in lines if line.startswith("    ")), names)
     assert names["gradients"].keys() == dict(names["model"].named_parameters()).keys()
     assert round(float(names["loss"]), 9) == round(float(names["twin_loss"].detach()), 9)
+    assert all((array == names["parameters"][name]).all() for name, array in names["trained"].parameters_as_numpy().items())
+    assert len(names["vocabulary"]) == names["config"].vocabulary
 
 
 def test_commands_exist():

@@ -42,9 +42,16 @@ def test_nothing_to_encode_or_decode():
     ("text", "message"),
     [
         ("abcé", "prompt: character 'é' (U+00E9) at position 3 is not in the vocabulary"),
-        ("!abé", "prompt: character '!' (U+0021) at position 0 is not in the vocabulary"),
+        ("!abé", "prompt: character '!' (U+0021) at position 0 is not in the vocabulary, nor are 'é'"),
         ("a𝄞", "prompt: character '𝄞' (U+1D11E) at position 1 is not in the vocabulary"),
         ("a\nb", "prompt: character '\\n' (U+000A) at position 1 is not in the vocabulary"),
+        ("zyxyx", "prompt: character 'z' (U+007A) at position 0 is not in the vocabulary, nor are 'x', 'y'"),
+        (
+            "é" + "".join(map(chr, range(200, 240))),
+            "prompt: character 'é' (U+00E9) at position 0 is not in the vocabulary, nor are "
+            + ", ".join(repr(chr(code)) for code in range(200, 230))
+            + " and 9 more",
+        ),
     ],
 )
 def test_the_error_names_the_missing_character_and_its_position(text, message):

@@ -184,7 +184,7 @@ def test_the_curve_names_all_that_training_alone_had(tmp_path, figures):
     trainer = SimpleNamespace(config=config, task=SimpleNamespace(unit="character"), folder=tmp_path)
     report._draw_loss(trainer, SimpleNamespace(validation_loss=1.5))
     (training,) = texts(figures[0].axes[0].get_legend().get_texts())
-    assert training == "training batches, smoothed\n(with dropout 0.25 and label smoothing 0.125 and input noise 0.5)"
+    assert training == "training batches\n(with dropout 0.25 and label smoothing 0.125 and input noise 0.5)"
 
 
 def test_the_best_model_is_the_last_that_was_better(tmp_path):
