@@ -13,18 +13,18 @@ RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax ac
 .PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog bench lint clean
 
 help:
-	@echo "make train   train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
-	@echo "make test    run the whole test suite (ARGS='-k attention' passes options to pytest)"
-	@echo "make mutants make classic mistakes on purpose and write down which test notices: parity_tests/MUTANTS.md"
-	@echo "make generic-mutants   change the twins in every place that a machine finds (ARGS='--count 100'): hours"
-	@echo "make test-random   the proof on a few fresh random examples; SEED=N repeats them"
-	@echo "make test-deep     the proof on 10,000 random examples per operation: hours"
-	@echo "make bounds  write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
-	@echo "make figures draw every figure from committed results, and renew the texts that quote them"
-	@echo "make blog    build the site, blog/site/index.html: the post, the annotated source, the reports"
-	@echo "make bench   measure both twins and their peers on this machine: twenty minutes (ARGS='--size tiny': seconds)"
-	@echo "make lint    check style and types"
-	@echo "make clean   remove the environment, caches and build artefacts; runs/ stays"
+	@echo "make train           train a character-level language model on Shakespeare (ARGS='--steps 10' passes options)"
+	@echo "make test            run the whole test suite (ARGS='-k attention' passes options to pytest)"
+	@echo "make test-random     the proof on a few fresh random examples; SEED=N repeats them"
+	@echo "make test-deep       the proof on 10,000 random examples per operation: hours"
+	@echo "make lint            check style and types"
+	@echo "make bounds          write parity_tests/BOUNDS.md, the worst error/bound of every comparison"
+	@echo "make mutants         make classic mistakes on purpose and write down which test notices: parity_tests/MUTANTS.md"
+	@echo "make generic-mutants change the twins in every place that a machine finds (ARGS='--count 100'): hours"
+	@echo "make figures         draw every figure from committed results, and renew the texts that quote them"
+	@echo "make blog            build the site, blog/site/index.html: the post, the annotated source, the reports"
+	@echo "make bench           measure both twins and their peers on this machine: twenty minutes (ARGS='--size tiny': seconds)"
+	@echo "make clean           remove the environment, caches and build artefacts; runs/ stays"
 
 train: $(STAMP)
 	$(BIN)/twinformer train $(ARGS)

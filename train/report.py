@@ -79,7 +79,11 @@ def _summary(trainer: Trainer, outcome: Outcome, sample: str) -> str:
             f"exact validation loss {outcome.validation_loss:.4f} nats per {unit}, "
             f"{outcome.validation_loss / math.log(2):.4f} bits per {unit}",
             *_of_which(trainer),
-            *(f"{name}: {value}" for name, value in outcome.scores.items() if not isinstance(value, list)),
+            *(
+                f"{name}: {value:.5g}" if isinstance(value, float) else f"{name}: {value}"
+                for name, value in outcome.scores.items()
+                if not isinstance(value, list)
+            ),
             f"{outcome.training_seconds:.1f} s of training, {outcome.evaluation_seconds:.1f} s of evaluation",
             *_of_the_machine(trainer),
             f"in {outcome.folder}: {', '.join(path.name for path in run_folder.own_files(outcome.folder))}",

@@ -189,7 +189,8 @@ def test_a_run_translates(corpus, tmp_path, capsys):
     assert 0 <= scores["bleu_test_2016_flickr"] <= 100
     assert 0 <= scores["bleu_val"] <= 100
     assert scores["signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
-    assert "bleu_test_2016_flickr: " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"\nbleu_val: {scores['bleu_val']:.5g}\n" in printed and f"\nbeams: {scores['beams']}\n" in printed
     assert main(["generate", "--run", str(folder), "--source", "a man sees the dog.", "--beams", "2"]) == 0
     assert main(["attention", "--run", str(folder), "--source", "a dog.", "--output", str(tmp_path / "a.png")]) == 0
     assert (tmp_path / "a-cross.png").is_file()
