@@ -28,8 +28,8 @@ backward takes the gradient of the loss in the output, and the cache, and return
 reference_numpy/, where each is solved and derived. What has a default here is never given another value: it may be left
 out. Errors that a text tells of are not asked for.
 
-B batch, T queries, S keys, H heads, K width of a head, D width of the model, V different tokens, I and O numbers into and out
-of a linear layer; d_x is the gradient of the loss in x.
+B batch, T queries, S keys, H heads, K width of a head, D width of the model, V different tokens, I and O numbers into and
+out of a linear layer; d_x is the gradient of the loss in x.
 """
 
 import numpy as np
