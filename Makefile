@@ -6,8 +6,8 @@ BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 STAMP := .venv/twinformer.stamp
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
-RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear softmax activation normalization loss position \
-	attention flash_attention linear_attention feed_forward block model metamorphic decode))
+RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear embedding softmax activation normalization dropout \
+	loss position mask attention flash_attention linear_attention feed_forward block model parameters metamorphic optimizer decode))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog bench lint clean
