@@ -186,6 +186,12 @@ def test_functions_stand_apart_from_their_arguments():
     assert "mspace" not in markup.math(r"\log(x)")
 
 
+def test_names_are_no_operators():
+    """An operator has spaces around it, before a comma or a bracket as well."""
+    assert "<mo>−</mo><mi>∞</mi>" in markup.math(r"-\infty, y")
+    assert "<mi>max</mi>" in markup.math(r"\max(x, 0)")
+
+
 def test_primes_are_raised_once():
     assert '<mi>f</mi><mo lspace="0" rspace="0">′</mo>' in markup.math("f'(x)")
 
