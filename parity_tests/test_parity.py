@@ -264,12 +264,12 @@ def test_nobody_can_change_an_example():
 
     def spoils(logits, targets):
         targets[...] = 0
-        return 0.0, None
+        return np.float64(0), None
 
     own = np.array([[0, -1, 2]])
     for arguments in ([], [np.eye(3)[None], own]):
         for _ in range(2):
-            with pytest.raises(AssertionError, match=r"changed one of its inputs: targets|expected an array as output"):
+            with pytest.raises(AssertionError, match="changed one of its inputs: targets"):
                 assert_parity((spoils, None), "cross_entropy", *arguments)
     assert (parity.TARGETS == [[0, 3, -1], [10, 5, 2]]).all()
     assert (own == [[0, -1, 2]]).all()

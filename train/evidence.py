@@ -78,7 +78,7 @@ def evidence() -> str:
 
 
 def means() -> str:
-    """The same presets with five seeds, where that was measured: mean and standard deviation of the exact losses."""
+    """The seed of the runs, and where several seeds were measured, the mean and standard deviation of their exact losses."""
     board = json.loads((BENCHMARKS / "leaderboard.json").read_text(encoding="utf-8"))
     gpu = json.loads((BENCHMARKS / "gpu" / "summary.json").read_text(encoding="utf-8"))["shakespeare"]
     found = {
@@ -86,10 +86,12 @@ def means() -> str:
         "shakespeare-gpu": (gpu["exact_validation_losses"], "gpu/GPU.md"),
     }
     texts = [
-        f"`{name}` {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} ([{file}](train/benchmarks/{file}))"
+        f"`{name}` {statistics.mean(losses):.4f} ± {statistics.stdev(losses):.4f} of {len(losses)} seeds "
+        f"([{file}](train/benchmarks/{file}))"
         for name, (losses, file) in found.items()
     ]
-    return f"Every run of the table has seed 0. Mean and standard deviation of five seeds: {', '.join(texts)}."
+    (seed,) = {read_run_config(LOGS / name).seed for name in RUNS}
+    return f"Every run of the table has seed {seed}. Mean and standard deviation: {', '.join(texts)}."
 
 
 def tasks() -> str:

@@ -49,7 +49,7 @@ def {backward}(d_output, cache):
     raise NotImplementedError
 '''
 TO_WRITE = "to be written"
-ONE_AXIS, NONE_COUNTS = "of one axis", "where no target counts"
+ONE_AXIS = "of one axis"
 PROMISED: dict[str, dict[str, dict[str, Any]]] = {  # what the texts say beyond the examples of assert_parity
     "linear": {ONE_AXIS: {"x": Drawn((5,))}},
     "embedding": {OTHER_SIZES: {"tokens": np.array([2, 0, 2]), "weight": Drawn((3, 4))}},
@@ -58,7 +58,7 @@ PROMISED: dict[str, dict[str, dict[str, Any]]] = {  # what the texts say beyond 
     "rms_norm": {ONE_AXIS: {name: Drawn((4,)) for name in ("x", "weight")}},
     "dropout": {"without a mask": {"keep": None}},
     "cross_entropy": {
-        NONE_COUNTS: {"targets": np.full((2, 3), -1)},
+        "where no target counts": {"targets": np.full((2, 3), -1)},
         ONE_AXIS: {"logits": Drawn((5,)), "targets": np.array(3)},
     },
 }
@@ -149,16 +149,20 @@ def _verdict(forward: Any, backward: Any, operation: str, path: Path) -> str | N
 
 def _said(error: BaseException, operation: str, edge: str, path: Path) -> str:
     """What an error says, in one line: of a comparison, or of the reader's own code, then with the line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame.lineno for frame in frames if frame.filename == str(path)]
     text = " ".join(str(error).split())
-    compared = isinstance(error, AssertionError) and frames[-1].filename != str(path)
+    compared = isinstance(error, AssertionError) and traceback.extract_tb(error.__traceback__)[-1].filename != str(path)
     if named := re.match(rf"assert_parity, {operation} ?(.*), float64, yours ", text):
         edge, text = edge or named[1], text[named.end() :]
     where = f" {edge}" if edge else ""
     if compared:
         return f"wrong{where}: {text}"
-    return f"fails{where}: {type(error).__name__}: {text}{f' (line {own[-1]})' if own else ''}"
+    return f"fails{where}: {type(error).__name__}: {text}{_place(error, path)}"
+
+
+def _place(error: BaseException, path: Path) -> str:
+    """The line of the reader's file from which the error came, if it did."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
 
 
 def _missing(*_: Any) -> Any:
@@ -178,9 +182,6 @@ def _imported(path: Path) -> ModuleType:
     try:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except (Exception, SystemExit) as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        where = f" (line {lines[-1]})" if lines else ""
-        raise ValueError(
-            f"check: expected a file that Python can run, got {type(error).__name__}: {error}{where}"
-        ) from error
+        what = f"{type(error).__name__}: {error}{_place(error, path)}"
+        raise ValueError(f"check: expected a file that Python can run, got {what}") from error
     return module
