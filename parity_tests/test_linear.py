@@ -1,7 +1,9 @@
 """Linear layer: spec, twin and complex step."""
 
 import itertools
+import math
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,18 +16,17 @@ from parity_tests.compare import cast, check_operation
 from parity_tests.strategies import arrays, seeds, sizes
 from parity_tests.within import assert_within
 from reference_numpy.linear import linear_backward, linear_forward
-from torch_impl.linear import ONEDNN, Linear, PackedLinear, _one_row, _transposed_product, linear
+from torch_impl.linear import AVX512, FEW_ROWS, ONEDNN, Linear, PackedLinear, _one_row, _transposed_product, linear
 
 
-@given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), seeds)
-def test_parity(data, axes, inputs, outputs, rows, has_bias, seed):
+@given(st.data(), st.sampled_from([1, 2, 3]), sizes(), sizes(), sizes(1), st.booleans(), st.booleans(), seeds)
+def test_parity(data, axes, inputs, outputs, rows, has_bias, has_avx512, seed):
     x = data.draw(arrays((*(2, 3)[: axes - 1], rows, inputs)))
     weight = data.draw(arrays((outputs, inputs)))
     bias = data.draw(arrays((outputs,))) if has_bias else None
-    arguments = {"x": x, "weight": weight, "bias": bias}
-    check_operation(
-        "linear", linear_forward, linear_backward, linear, arguments, dtypes=("float64", "float32", "bfloat16"), seed=seed
-    )
+    arguments, dtypes = {"x": x, "weight": weight, "bias": bias}, ("float64", "float32", "bfloat16")
+    with patch("torch_impl.linear.AVX512", has_avx512):  # both libraries, whatever this machine would take
+        check_operation("linear", linear_forward, linear_backward, linear, arguments, dtypes=dtypes, seed=seed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -65,6 +66,7 @@ def route(x, weight):
 
 
 @pytest.mark.skipif(ONEDNN is None, reason="this torch comes without oneDNN")
+@pytest.mark.parametrize("avx512", [True, False])
 @pytest.mark.parametrize(
     ("shape", "outputs", "dtype", "expected"),
     [
@@ -79,17 +81,20 @@ def route(x, weight):
         ((2, 3), 2, torch.bfloat16, "torch"),
     ],
 )
-def test_who_computes_the_product(shape, outputs, dtype, expected):
+def test_who_computes_the_product(monkeypatch, shape, outputs, dtype, expected, avx512):
     """oneDNN in float32 on a CPU, where there is something to compute; nothing where autocast chooses the precision."""
+    monkeypatch.setattr("torch_impl.linear.AVX512", avx512)
+    expected = "torch" if not avx512 and math.prod(shape[:-1]) > FEW_ROWS else expected
     x, weight = torch.ones(shape, dtype=dtype), torch.ones((outputs, shape[-1]), dtype=dtype)
     assert route(x, weight) == expected
     with torch.autocast("cpu", torch.bfloat16):
         assert route(x, weight) == "torch"
 
 
-def test_onednn_is_asked_where_it_is_there():
+def test_onednn_is_asked_where_it_is_there_and_quicker():
     there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     assert (ONEDNN is not None) == there
+    assert ("AVX512" in torch.__config__.show().partition("CPU capability usage: ")[2].partition("\n")[0]) == AVX512
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (5, 3), (2, 5, 3), (2, 1, 4, 3)])
