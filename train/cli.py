@@ -38,6 +38,7 @@ from train.commands import (
     ParametersConfig,
     PitfallsConfig,
     PositionsConfig,
+    RunsConfig,
     without_effect,
 )
 from train.configuration import TrainConfig, preset, read_run_config
@@ -49,6 +50,7 @@ DESCRIPTION = (
 # Subcommand -> its options, and the module and function that carry it out, which are imported when it runs.
 SUBCOMMANDS: dict[str, tuple[type, str, str]] = {
     "train": (TrainConfig, "train.report", "train_and_report"),
+    "runs": (RunsConfig, "train.runs", "runs"),
     "generate": (GenerateConfig, "train.generate", "generate"),
     "attention": (AttentionConfig, "train.attention", "attention"),
     "check": (CheckConfig, "train.check", "check"),

@@ -107,6 +107,16 @@ class AttentionConfig:
 
 
 @dataclass(frozen=True)
+class RunsConfig:
+    """Compare runs: what each reached, the options in which they differ, and their curves in one picture."""
+
+    run: tuple[str, ...] = ()
+    """Folders of runs; none for all in the folder runs."""
+    plot: str | None = None
+    """PNG file to draw their validation losses to, against steps and against the seconds of training."""
+
+
+@dataclass(frozen=True)
 class PositionsConfig:
     """Draw how order enters a model: the table of positions, cosines against distance, ALiBi's penalties."""
 

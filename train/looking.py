@@ -126,7 +126,7 @@ def rollout(layers: Sequence[np.ndarray]) -> np.ndarray:
     """How much of each token reaches each token through all layers: (H, T, T) each -> (L, T, T), after every layer.
 
     A layer passes on half of its input, by the residual connection, and half of the mean over its heads:
-    R_l = (A_l + I) / 2 @ R_(l-1), R_0 = I (Abnar and Zuidema 2020, section 3). It knows nothing of values and norms.
+    R_l = (A_l + I) / 2 @ R_(l-1), R_0 = I (Abnar & Zuidema 2020, section 3). It knows nothing of values and norms.
     """
     passed, result = np.eye(layers[0].shape[-1]), []
     for weights in layers:

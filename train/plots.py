@@ -87,6 +87,43 @@ def plot_loss(
         save_figure(figure, path)
 
 
+def plot_runs(logs: Mapping[str, Sequence[Mapping[str, Any]]], path: str | os.PathLike[str]) -> None:
+    """The validation loss of several runs (name -> records of log.jsonl), against steps and against seconds of training.
+
+    What was estimated before the first step is left out, since it would flatten the rest. A last, exact loss is a diamond.
+    Raises ValueError if no run has a finite validation loss after a step.
+    """
+    curves = {name: _after_training(records) for name, records in logs.items()}
+    if not any(np.isfinite(curve[:, 2]).any() for curve in curves.values()):
+        raise ValueError("plot: expected a run with a finite validation loss after a step, got none")
+    colors, styles = (BLUE, VERMILION, GREEN, PURPLE, ORANGE), ("-", "--", ":", "-.")
+    with plot_style():
+        figure = new_figure(9, 4.2)
+        for axes, column, text in zip(figure.subplots(1, 2, sharey=True), (0, 1), ("step", "training (s)"), strict=True):
+            for number, (name, curve) in enumerate(curves.items()):
+                style: Any = {"color": colors[number % 5], "linestyle": styles[number // 5 % 4]}
+                axes.plot(curve[:, column], curve[:, 2], linewidth=1.4, label=name, **style)
+                exact = curve[curve[:, 3] == 1]
+                axes.plot(exact[:, column], exact[:, 2], color=style["color"], linestyle="", marker="D", markersize=4.5)
+            axes.set_xlabel(text)
+            axes.xaxis.set_major_formatter("{x:,g}")
+        figure.axes[0].set_ylabel("validation loss (nats per token)")
+        legend = figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=9)
+        for name_of_run in legend.get_texts():
+            name_of_run.set_parse_math(False)  # it is the user's
+        save_figure(figure, path)
+
+
+def _after_training(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The validation losses after a step: float64 (N, 4), step, seconds of training, loss, whether it is exact."""
+    clock = _series(records, "training_seconds")
+    found = [record for record in records if record.get("validation_loss") is not None and record["step"] > 0]
+    rows = [(record["step"], record["validation_loss"], record.get("exact", False)) for record in found]
+    steps, losses, exact = np.array(rows, dtype=np.float64).reshape(-1, 3).T
+    seconds = np.interp(steps, *clock.T) if len(clock) else np.full(len(steps), math.nan)
+    return np.stack([steps, seconds, losses, exact], axis=1)
+
+
 def loss_text(loss: float, digits: int = 4) -> str:
     """A loss with so many decimals, or with two digits where those would be nothing but zeros."""
     return f"{loss:.{digits}f}" if loss >= 10 ** (1 - digits) or loss == 0 else f"{loss:.1e}"

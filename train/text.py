@@ -47,8 +47,8 @@ class LanguageModel:
     def _noisy(self, batch: Batch, generator: np.random.Generator) -> Batch:
         """The batch with a share of the characters read replaced by ones drawn from the training text; the targets stay.
 
-        Unigram noising (Xie et al. 2017, Data Noising as Smoothing in Neural Network Language Models): on a small text that
-        is read many times, no window comes twice, and no prediction can lean on a single character."""
+        Unigram noising (Xie et al. 2017): on a small text that is read many times, no window comes twice, and no
+        prediction can lean on a single character."""
         shape = batch.tokens.shape
         hidden = generator.random(shape) < self._config.input_noise
         drawn = self.split.training[generator.integers(0, len(self.split.training), shape)]

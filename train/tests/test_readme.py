@@ -6,7 +6,7 @@ from train.evidence import README, renewed
 
 TEXT = README.read_text(encoding="utf-8")
 COMMANDS = (
-    *("train", "generate", "gpt2", "attention", "check", "complexity", "exercises", "parameters"),
+    *("train", "runs", "generate", "gpt2", "attention", "check", "complexity", "exercises", "parameters"),
     *("positions", "ablate", "pitfalls", "induction", "ladder"),
 )
 
