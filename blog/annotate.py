@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from blog import source
+from blog import papers, source
 from blog.facts import QUOTIENT, TWINS, bounds, worst_of
 from blog.markup import code_lines, math
 from blog.source import Symbol
@@ -143,8 +143,9 @@ def parts(path: str) -> Iterator[Part]:
         yield Part(1, total, None, docstring)
 
 
-def docstring_html(text: str, equations: list[Equation], note: Note | None = None) -> str:
-    """A docstring as paragraphs; lines that are indented or aligned stay lines. Formulas are set, with links behind them.
+def docstring_html(text: str, equations: list[Equation], note: Note | None = None, up: str = "../../") -> str:
+    """A docstring as paragraphs; lines that are indented or aligned stay lines. Formulas are set, with links behind them;
+    citations lead to the page of papers, which stands `up` from here.
 
     Raises ValueError unless each formula stands in the text exactly once."""
     marked = text
@@ -163,14 +164,14 @@ def docstring_html(text: str, equations: list[Equation], note: Note | None = Non
         formula = is_formula
         if line.strip():
             blocks[-1].append(f'<span class="formula">{_escaped(line.strip())}</span>' if is_formula else _escaped(line))
-    text = "\n".join(f"<p>{chr(10).join(block)}</p>" for block in blocks if block)
+    text = papers.linked("\n".join(f"<p>{chr(10).join(block)}</p>" for block in blocks if block), up + papers.PAGE)
     return re.sub("\x00(\\d+)\x00", lambda found: _equation_html(equations[int(found[1])], note), text)
 
 
 def summary(room: str) -> str:
     """What the module's docstring begins with, as HTML."""
     first = source.module_docstring(f"{SPEC}/{room}.py").split("\n\n")[0]
-    return docstring_html(first, [equation for equation in _of_module(room) if equation.text in first])
+    return docstring_html(first, [equation for equation in _of_module(room) if equation.text in first], up="../")
 
 
 def href(link: Link) -> str:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from blog import annotate, markup, source
+from blog import annotate, markup, papers, source
 from blog.post import TEMPLATE, rendered
 
 ROOT = source.ROOT
@@ -126,6 +126,7 @@ class Site:
         if self._attention_pages:
             yield Page("look.html", "Attention", "Attention", self._attention(), wide=True)
         yield Page("source/index.html", "Source", "The annotated source", self._contents())
+        yield Page(papers.PAGE, "Source", "Papers", self._papers(), wide=True)
         for path in self._source:
             room = Path(path).stem
             annotated = path.startswith(annotate.SPEC) and room != "__init__"
@@ -231,13 +232,28 @@ class Site:
             )
         )
 
+    def _papers(self) -> str:
+        """What is cited, each work with the places that cite it."""
+        return templates().get_template("papers.html").render(papers=papers.papers(), place=self._place_of_line)
+
+    def _place_of_line(self, path: str, line: int) -> str:
+        """Where a line of a file of Python stands in the site: of an annotated file, the function that it belongs to."""
+        page = self._place(path, papers.PAPERS.name)
+        if not path.startswith(annotate.SPEC):
+            return f"{page}#L{line}"
+        around = [symbol.name for symbol in source.symbols(path).values() if symbol.first <= line <= symbol.last]
+        return f"{page}#{around[0]}" if around else page
+
     @staticmethod
     def _page_of_source(path: str) -> str:
         return f"source/{path.removesuffix('.py')}.html"
 
     def _menu(self) -> dict[str, list[tuple[str, str]]]:
         """The entries, each with the paths and names of its pages."""
-        menu = {"Post": [("index.html", "Post")], "Source": [("source/index.html", "Source")]}
+        menu = {
+            "Post": [("index.html", "Post")],
+            "Source": [("source/index.html", "Annotated source"), (papers.PAGE, "Papers")],
+        }
         if self._attention_pages:
             menu["Attention"] = [("look.html", "Attention")]
         for report in REPORTS:

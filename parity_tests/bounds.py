@@ -5,19 +5,18 @@ roundings of a given format would do to it (tracked.py; rules.py has what one op
 formats.py the formats). What is chosen is how rarely rounding alone may exceed a bound, FAILURE_PROBABILITY, and
 TWIN_FACTOR; the rest follows from the operations performed.
 
-**One rounding.** In a format with unit roundoff u the result y of an operation is y (1 + d), |d| <= u (Higham, Accuracy
-and Stability of Numerical Algorithms, 2nd ed., eq. 2.4), plus at most one smallest subnormal where products, quotients
-or exponentials may underflow (eq. 2.8); in bfloat16 any subnormal result may be flushed to 0, see FORMATS. d is modelled
-as random with mean zero, uniform in +-u: its standard deviation is u / sqrt(3). Elementary functions (exp, log, tanh,
-...) of a library are granted twice that, an error of one ulp.
+**One rounding.** In a format with unit roundoff u the result y of an operation is y (1 + d), |d| <= u (Higham 2002, eq.
+2.4), plus at most one smallest subnormal where products, quotients or exponentials may underflow (eq. 2.8); in bfloat16
+any subnormal result may be flushed to 0, see FORMATS. d is modelled as random with mean zero, uniform in +-u: its
+standard deviation is u / sqrt(3). Elementary functions (exp, log, tanh, ...) of a library are granted twice that, an
+error of one ulp.
 
 **A contraction of n terms p_1 .. p_n**, in any order, blocking or tree, with or without FMA: every partial sum is the
 sum of a subset of the terms, so none exceeds m = max(sum of positive terms, sum of negative terms)
 = (sum |p_i| + |sum p_i|) / 2. There are n - 1 additions, each with variance at most u^2 m^2 / 3, and the n products
 together have at most u^2 sum p_i^2 / 3 <= 2 u^2 m^2 / 3. Independent and of mean zero, their variances add:
-deviation <= sqrt(n + 1) u m / sqrt(3). The growth with sqrt(n) instead of n is that of Higham and Mary, A New Approach
-to Probabilistic Rounding Error Analysis, SISC 2019, theorem 2.4; that later errors may depend on earlier ones is
-Connolly, Higham and Mary, Stochastic Rounding and its Probabilistic Backward Error Analysis, SISC 2021 (martingale).
+deviation <= sqrt(n + 1) u m / sqrt(3). The growth with sqrt(n) instead of n is that of Higham & Mary 2019, theorem 2.4;
+that later errors may depend on earlier ones, as in a martingale, is from Connolly et al. 2021.
 
 **Propagation with all correlations.** Adding up variances elementwise would be wrong wherever one rounded quantity is
 used twice: x * x, y = x + f(x), the one 1/sigma of a row of LayerNorm, a bias seen by every row. Adding up absolute
@@ -25,7 +24,7 @@ values (any correlation) is right and hopelessly slack after a few layers. So an
 `SKETCHES` signed first-order errors, each one consistent draw of all roundings: every rounding event of deviation s
 adds +-s, with its own sign in every sketch, and the sketches propagate like any perturbation. Their mean square is an
 unbiased sketch of the variance, correlations included, as in affine arithmetic with random projections
-(Achlioptas, Database-friendly random projections, 2003) or Monte Carlo arithmetic (Parker, 1997).
+(Achlioptas 2003) or Monte Carlo arithmetic (Parker 1997).
 
 **Equal values may round equally, or not.** The sign is a hash, not a random draw: the instrument is deterministic. In one
 half of the sketches it is a hash of (operation, mantissa of the result): elements of one operation that are equal up to

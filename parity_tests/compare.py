@@ -361,10 +361,9 @@ def _check_complex_step(
 ) -> float:
     """The spec's float64 gradients against Im f(x + i h v) / h, and the largest error/bound.
 
-    Squire and Trapp, Using Complex Variables to Estimate Derivatives of Real Functions, SIAM Review 1998: no difference is
-    formed, so h can be so small that nothing is truncated. The step runs in longdouble, where rounding is 2^-11 of that
-    of float64: the gradient's tracked bound is the tolerance, and `own` covers exact ones. Neither covers a step in which
-    more cancels than in the gradient; flash_attention.py avoids one.
+    No difference is formed, so h can be so small that nothing is truncated (Squire & Trapp 1998). The step runs in
+    longdouble, where rounding is 2^-11 of that of float64: the gradient's tracked bound is the tolerance, and `own` covers
+    exact ones. Neither covers a step in which more cancels than in the gradient; flash_attention.py avoids one.
     """
     generator = np.random.default_rng(seed + 1)
     real = [i for i, want in enumerate(wanted) if want]

@@ -44,8 +44,8 @@ def scaled_dot_product_attention_forward(
     The scale keeps the scores' variance at 1: a sum of K products of independent numbers of mean 0 and variance 1
     has variance K.
     Options: causal and window, see allowed_pairs; slopes (H,), ALiBi; softcap c turns scores into c tanh(score / c) (Gemma
-    2, section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend to is
-    read as 0, so that NaN or inf in it reaches neither output nor gradient.
+    Team 2024, section 2). A query that may attend to nothing gets 0, and so do its gradients. A key that no query may attend
+    to is read as 0, so that NaN or inf in it reaches neither output nor gradient.
     Raises ValueError for shapes that do not fit.
     """
     check_attention_shapes(query, key, value, mask)
