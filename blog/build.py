@@ -58,9 +58,10 @@ REPORTS = (
     Report("pitfalls.html", "Experiments", "Pitfalls", "train/logs/pitfalls/pitfalls.md"),
     Report("ablations.html", "Experiments", "Ablations", "train/logs/ablation/ablation.md"),
     Report("benchmarks.html", "Speed", "Benchmarks", "train/benchmarks/BENCHMARKS.md"),
+    Report("benchmarks-zen3.html", "Speed", "Benchmarks: Zen 3", "train/benchmarks/zen3/BENCHMARKS.md"),
     Report("benchmarks-zen5.html", "Speed", "Benchmarks: Zen 5", "train/benchmarks/zen5/BENCHMARKS.md"),
     Report("benchmarks-gpu.html", "Speed", "Benchmarks: GPU", "train/benchmarks/gpu/GPU.md"),
-    Report("leaderboard.html", "Speed", "Leaderboard", "train/benchmarks/LEADERBOARD.md"),
+    Report("leaderboard.html", "Speed", "Benchmarks: Loss", "train/benchmarks/LEADERBOARD.md"),
     Report("notes.html", "Speed", "Notes", "train/benchmarks/NOTES.md"),
 )
 

@@ -82,7 +82,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Expected one of {train, generate, attention, check"),
+        ([], "Expected one of {train, runs, generate, attention, check"),
         (["tarin"], "Unrecognized options: tarin; Available subcommands: train"),
         (
             ["train", "--stpes", "3"],
