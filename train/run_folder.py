@@ -53,7 +53,7 @@ def choose(config: TrainConfig) -> Path:
     else:
         folder = _first_free(config.preset)
     if config.resume is None and folder.is_dir() and _holds_something(folder):
-        if not _is_run(folder):
+        if not is_run(folder):
             raise ValueError(f"output: expected a new or empty folder, got {str(folder)!r}, which holds something else")
         if not config.overwrite and not (folder / STATE).is_file():
             raise ValueError(f"output: {str(folder)!r} holds a run without a checkpoint; choose another, or add --overwrite")
@@ -104,7 +104,7 @@ def _holds_something(folder: Path) -> bool:
     return any(not path.match(PART) for path in folder.iterdir())
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether a run of ours is in the folder: other tools, too, call their files config.json and model.safetensors."""
     try:
         return bool(json.loads((folder / CONFIG).read_text(encoding="utf-8"))["format"] == RUN_FORMAT)
@@ -173,7 +173,7 @@ def output_file(name: str, path: str | None, suffix: str = "") -> None:
         raise ValueError(f"{name}: expected a file in an existing folder, got {path!r}")
     if not path.lower().endswith(suffix):
         raise ValueError(f"{name}: expected a name that ends in {suffix}, got {path!r}")
-    if file.suffix in KEEPS and _is_run(file.parent) and file.name in [own.name for own in own_files(file.parent)]:
+    if file.suffix in KEEPS and is_run(file.parent) and file.name in [own.name for own in own_files(file.parent)]:
         raise ValueError(f"{name}: expected a file that no run keeps, got {path!r}")
 
 

@@ -48,7 +48,7 @@ def runs(config: RunsConfig) -> str:
 
 def _all() -> list[Path]:
     """All run folders in ./runs by name, run-2 before run-10."""
-    folders = [path for path in RUNS.glob("*") if (path / run_folder.CONFIG).is_file()]
+    folders = [path for path in RUNS.glob("*") if run_folder.is_run(path)]
     if not folders:
         raise ValueError(f"run: expected the folders of runs, or some in {str(RUNS)!r}, got none")
     return sorted(folders, key=lambda path: (path.name.rstrip("0123456789"), len(path.name), path.name))

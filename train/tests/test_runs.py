@@ -84,7 +84,8 @@ def test_losses_on_different_texts_are_not_compared(two, tmp_path):
 
 def test_all_runs_of_the_folder_are_shown_by_number(two, monkeypatch, capsys):
     monkeypatch.chdir(two.parent)
-    (two / "no-run").mkdir(exist_ok=True)
+    (two / "no-run").mkdir()
+    (two / "no-run" / "config.json").write_text('{"model_type": "another"}', encoding="utf-8")
     assert main(["runs"]) == 0
     assert [name for name in rows(capsys.readouterr().out) if "/" in name] == ["runs/run-2", "runs/run-10"]
 
