@@ -124,7 +124,7 @@ def _onednn_is_quicker(x: Tensor, weight: Tensor) -> bool:
 
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-FEW_ROWS = 8
+FEW_ROWS = 8  # measured without AVX-512, at widths of 384 and 1,536: train/benchmarks/NOTES.md
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
