@@ -71,7 +71,7 @@ def stack(
     x = drop(np.array([embedding(parameters, config, int(token), t) for t, token in enumerate(tokens)]))
     for layer in range(config.layers):
         own = {name.removeprefix(f"{prefix}blocks.{layer}."): value for name, value in parameters.items()}
-        x = block(x, own, config, may, memory, source_real, drop)
+        x = block(x, own, config, real, may, memory, source_real, drop)
     if config.norm_position == "pre":
         x = np.array([norm(row, parameters, f"{prefix}final_norm", config) for row in x])
     return x
@@ -81,6 +81,7 @@ def block(
     x: np.ndarray,
     own: Parameters,
     config: ModelConfig,
+    real: np.ndarray,
     may: May,
     memory: np.ndarray | None,
     source_real: np.ndarray,
@@ -89,6 +90,7 @@ def block(
     """(T, D): self-attention, cross-attention if there is a memory, feed-forward; each with norm and residual."""
 
     def self_attention(h: np.ndarray) -> np.ndarray:
+        h = shifted(h, real, config)
         return attention(h, h, own, "attention", config, may)
 
     def cross_attention(h: np.ndarray) -> np.ndarray:
@@ -98,7 +100,16 @@ def block(
     x = residual(x, self_attention, own, "attention_norm", config, drop)
     if memory is not None:
         x = residual(x, cross_attention, own, "cross_attention_norm", config, drop)
-    return residual(x, lambda h: feed_forward(h, own, config), own, "feed_forward_norm", config, drop)
+    return residual(x, lambda h: feed_forward(shifted(h, real, config), own, config), own, "feed_forward_norm", config, drop)
+
+
+def shifted(h: np.ndarray, real: np.ndarray, config: ModelConfig) -> np.ndarray:
+    """(T, D): with token_shift the last D//2 channels of each token are those of the token before, if that is a real one."""
+    if not config.token_shift:
+        return h
+    first = [c for c in range(config.width) if c < config.width - config.width // 2]
+    before = [h[t - 1] if t > 0 and real[t - 1] else np.zeros(config.width) for t in range(len(h))]
+    return np.array([[h[t][c] if c in first else before[t][c] for c in range(config.width)] for t in range(len(h))])
 
 
 def dropout(config: ModelConfig, masks: Sequence[np.ndarray] | None) -> Drop:

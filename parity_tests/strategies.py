@@ -108,6 +108,7 @@ def configs(draw: st.DrawFn, /, **fixed: Any) -> ModelConfig:
         "window": draw(st.sampled_from([None, 1, 3])) if softmax else None,
         "qk_norm": draw(st.booleans()),
         "softcap": draw(st.sampled_from([None, 1.5])) if softmax else None,
+        "token_shift": draw(st.booleans()),
         "bias": draw(st.booleans()),
         "tied": draw(st.booleans()),
         "scale_embedding": draw(st.booleans()),

@@ -16,6 +16,7 @@ from reference_numpy.dropout import DropoutCache, dropout_backward, dropout_forw
 from reference_numpy.feed_forward import FeedForwardCache, feed_forward_backward, feed_forward_forward
 from reference_numpy.normalization import NormCache, norm_backward, norm_forward
 from reference_numpy.parameters import Parameters, parts, prefixed
+from reference_numpy.token_shift import LastToken, TokenShiftCache, token_shift_backward, token_shift_forward
 
 Sublayer = Callable[[np.ndarray], tuple[np.ndarray, Any]]
 
@@ -76,19 +77,29 @@ RESIDUAL = {"pre": (pre_norm_forward, pre_norm_backward), "post": (post_norm_for
 
 
 class BlockPast:
-    """Keys and values that decoding keeps for one block; `memory` is the cross-attention's."""
+    """What decoding keeps for one block: keys and values, `memory` for the cross-attention's, and for the token shift what
+    attention and feed-forward read last."""
 
     def __init__(self) -> None:
         self.own = KeyValue()
         self.memory = KeyValue()
+        self.attention_last = LastToken()
+        self.feed_forward_last = LastToken()
+
+    def select(self, rows: np.ndarray) -> None:
+        """Go on with these rows of the batch."""
+        for part in (self.own, self.memory, self.attention_last, self.feed_forward_last):
+            part.select(rows)
 
 
 class BlockCache(NamedTuple):
-    """One residual cache per sub-layer; cross-attention only in a decoder block of an encoder-decoder."""
+    """One residual cache per sub-layer, cross-attention only in a decoder block of an encoder-decoder; one of the shift,
+    which is the same for both that read shifted tokens."""
 
     attention: ResidualCache
     cross_attention: ResidualCache | None
     feed_forward: ResidualCache
+    shift: TokenShiftCache
     config: ModelConfig
 
 
@@ -102,18 +113,25 @@ def block_forward(
     memory_mask: np.ndarray | None = None,
     generator: np.random.Generator | None = None,
     past: BlockPast | None = None,
+    padding: np.ndarray | None = None,
 ) -> tuple[np.ndarray, BlockCache]:
     """Self-attention, cross-attention in the decoder of an encoder-decoder, feed-forward; each with residual and norm.
 
     Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S'); output
     (B, T, D). `generator` switches dropout on and is its random stream. `past` makes the block continue earlier tokens and
-    takes the new ones in; it also stands for the memory.
+    takes the new ones in; it also stands for the memory. `padding` (B, T) bool, True for a real token, is for the token
+    shift.
     """
     residual_forward, _ = RESIDUAL[config.norm_position]
     own = parts(parameters)
     own_past, memory_past = (None, None) if past is None else (past.own, past.memory)
+    attention_last, feed_forward_last = (None, None) if past is None else (past.attention_last, past.feed_forward_last)
+
+    def shifted(h: np.ndarray, last: LastToken | None) -> np.ndarray:
+        return token_shift_forward(h, padding, last)[0] if config.token_shift else h
 
     def attention(h: np.ndarray) -> tuple[np.ndarray, MultiHeadCache]:
+        h = shifted(h, attention_last)
         return multi_head_attention_forward(h, None, own["attention"], config, mask, causal, own_past)
 
     def cross_attention(h: np.ndarray) -> tuple[np.ndarray, MultiHeadCache]:
@@ -122,14 +140,14 @@ def block_forward(
         )
 
     def feed_forward(h: np.ndarray) -> tuple[np.ndarray, FeedForwardCache]:
-        return feed_forward_forward(h, own["feed_forward"], config)
+        return feed_forward_forward(shifted(h, feed_forward_last), own["feed_forward"], config)
 
     x, attention_cache = residual_forward(x, attention, own["attention_norm"], config, generator)
     cross_cache = None
     if "cross_attention" in own:
         x, cross_cache = residual_forward(x, cross_attention, own["cross_attention_norm"], config, generator)
     x, feed_cache = residual_forward(x, feed_forward, own["feed_forward_norm"], config, generator)
-    return x, BlockCache(attention_cache, cross_cache, feed_cache, config)
+    return x, BlockCache(attention_cache, cross_cache, feed_cache, TokenShiftCache(padding), config)
 
 
 def block_backward(d_y: np.ndarray, cache: BlockCache) -> tuple[np.ndarray, np.ndarray | None, Parameters]:
@@ -137,12 +155,16 @@ def block_backward(d_y: np.ndarray, cache: BlockCache) -> tuple[np.ndarray, np.n
     config = cache.config
     _, residual_backward = RESIDUAL[config.norm_position]
 
+    def unshifted(d: np.ndarray) -> np.ndarray:
+        return token_shift_backward(d, cache.shift) if config.token_shift else d
+
     def feed_forward(d: np.ndarray) -> tuple[np.ndarray, Parameters]:
-        return feed_forward_backward(d, cache.feed_forward.sublayer)
+        d_x, d_own = feed_forward_backward(d, cache.feed_forward.sublayer)
+        return unshifted(d_x), d_own
 
     def attention(d: np.ndarray) -> tuple[np.ndarray, Parameters]:
         d_x, d_memory, d_own = multi_head_attention_backward(d, cache.attention.sublayer)
-        return d_x + d_memory, d_own  # self-attention: x is its own memory
+        return unshifted(d_x + d_memory), d_own  # self-attention: x is its own memory
 
     d_y, d_norm, d_own = residual_backward(d_y, feed_forward, cache.feed_forward, config)
     d_parameters = prefixed("feed_forward_norm", d_norm) | prefixed("feed_forward", d_own)

@@ -58,6 +58,8 @@ class ModelConfig:
     """RMSNorm of each head's queries and keys, before the rotation (after Henry et al. 2020, who take the 2-norm)."""
     softcap: float | None = None
     """Scores become softcap * tanh(score / softcap); None for no cap."""
+    token_shift: bool = False
+    """Half of what self-attention and feed-forward read of a token is the token before's (after Peng et al. 2023)."""
     bias: bool = True
     """Biases in linear layers and in LayerNorm."""
     tied: bool = True

@@ -74,8 +74,7 @@ class CachedDecoder:
         if self._tokens is not None:
             self._tokens = self._tokens[rows]
         for past in self._past or []:
-            past.own.select(rows)
-            past.memory.select(rows)
+            past.select(rows)
         self._source = None if self._source is None else self._source[rows]
         self._source_padding = None if self._source_padding is None else self._source_padding[rows]
 

@@ -167,9 +167,12 @@ def _stack_forward(
     x, embed_cache = _embed_forward(tokens, parameters, config, start, generator, name)
     caches = []
     own = parts(scope(parameters, f"{prefix}blocks"))
+    padding = None if mask is None else mask[:, 0, 0, start:]  # of the tokens that are new
     for layer in range(config.layers):
         block_own_past = None if past is None else past[layer]
-        x, cache = block_forward(x, own[str(layer)], config, mask, causal, memory, memory_mask, generator, block_own_past)
+        x, cache = block_forward(
+            x, own[str(layer)], config, mask, causal, memory, memory_mask, generator, block_own_past, padding
+        )
         caches.append(cache)
     final_norm = None
     if config.norm_position == "pre":

@@ -14,6 +14,7 @@ from torch_impl.attention import KeyValue, MultiHeadAttention
 from torch_impl.dropout import Generator, Share, dropout, dropout_mask
 from torch_impl.feed_forward import FeedForward
 from torch_impl.normalization import Norm
+from torch_impl.token_shift import LastToken, token_shift
 
 
 def drop(x: Tensor, config: ModelConfig, generator: Generator | None) -> Tensor:
@@ -24,11 +25,19 @@ def drop(x: Tensor, config: ModelConfig, generator: Generator | None) -> Tensor:
 
 
 class BlockPast:
-    """Keys and values that decoding keeps for one block; `memory` is the cross-attention's."""
+    """What decoding keeps for one block: keys and values, `memory` for the cross-attention's, and for the token shift what
+    attention and feed-forward read last."""
 
     def __init__(self, room: int = 0) -> None:
         self.own = KeyValue(room)
         self.memory = KeyValue()
+        self.attention_last = LastToken()
+        self.feed_forward_last = LastToken()
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        for part in (self.own, self.memory, self.attention_last, self.feed_forward_last):
+            part.select(rows)
 
 
 class Block(nn.Module):
@@ -56,20 +65,32 @@ class Block(nn.Module):
         generator: Generator | None = None,
         past: BlockPast | None = None,
         keep: list[Tensor] | None = None,
+        padding: Tensor | None = None,
     ) -> Tensor:
-        """Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S')."""
+        """Shapes: x (B, T, D), mask broadcastable to (B, H, T, S), memory (B, S', D) and its mask to (B, H, T, S').
+
+        `padding` (B, T) bool, True for a real token, is for the token shift."""
         own_past, memory_past = (None, None) if past is None else (past.own, past.memory)
+        attention_last, feed_forward_last = (None, None) if past is None else (past.attention_last, past.feed_forward_last)
+
+        def shifted(h: Tensor, last: LastToken | None) -> Tensor:
+            return token_shift(h, padding, last) if self.config.token_shift else h
 
         def attention(h: Tensor) -> Tensor:
+            h = shifted(h, attention_last)
             return self.attention(h, None, mask, causal, own_past, keep)
 
         def cross_attention(h: Tensor) -> Tensor:
             return self.cross_attention(h, memory, memory_mask, past=memory_past, keep=keep)
 
+        def feed_forward(h: Tensor) -> Tensor:
+            updated: Tensor = self.feed_forward(shifted(h, feed_forward_last))
+            return updated
+
         x = self._residual(x, attention, self.attention_norm, generator)
         if self.cross:
             x = self._residual(x, cross_attention, self.cross_attention_norm, generator)
-        return self._residual(x, self.feed_forward, self.feed_forward_norm, generator)
+        return self._residual(x, feed_forward, self.feed_forward_norm, generator)
 
     def _residual(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], norm: Norm, generator: Generator | None) -> Tensor:
         """pre: x + Dropout(f(Norm(x))); post: Norm(x + Dropout(f(x)))."""

@@ -74,8 +74,7 @@ class CachedDecoder:
         if self._tokens is not None:
             self._tokens = self._tokens[rows]
         for past in self._past or []:
-            past.own.select(index)
-            past.memory.select(index)
+            past.select(index)
         self._source = None if self._source is None else self._source[index]
         self._source_padding = None if self._source_padding is None else self._source_padding[index]
 

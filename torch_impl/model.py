@@ -42,9 +42,10 @@ class Stack(nn.Module):
         past: list[BlockPast] | None,
         keep: list[Tensor] | None,
     ) -> Tensor:
+        padding = None if mask is None else mask[:, 0, 0, mask.shape[3] - x.shape[1] :]  # of the tokens that are new
         for layer, block in enumerate(self.blocks):
             own_past = None if past is None else past[layer]
-            arguments = (x, mask, causal, memory, memory_mask, generator, own_past, keep)
+            arguments = (x, mask, causal, memory, memory_mask, generator, own_past, keep, padding)
             again = self.recompute and torch.is_grad_enabled() and own_past is None and keep is None
             x = recomputed(block, generator, *arguments) if again else block(*arguments)
         return x if self.final_norm is None else self.final_norm(x)
