@@ -27,7 +27,7 @@ class Trace(NamedTuple):
     """One head's way from its inputs to what it adds to the stream; every array is one that the model computed with."""
 
     x: np.ndarray
-    """(T, D), who attends, after the norm."""
+    """(T, D), who attends, after norm and token shift."""
     memory: np.ndarray
     """(S, D), what is attended to; x itself in self-attention."""
     query_weight: np.ndarray
@@ -54,6 +54,8 @@ class Trace(NamedTuple):
     """What else the model does to queries and keys after the product."""
     then: str
     """What it does to the scores, to make them weights."""
+    shifted: bool = False
+    """Whether the second half of each row of x is the token before's."""
 
 
 def trace(cache: MultiHeadCache, head: int) -> Trace:
@@ -69,13 +71,14 @@ def trace(cache: MultiHeadCache, head: int) -> Trace:
     K = config.head_width
     own, group = head * K, head * config.key_heads // config.heads * K
     x, memory = cache.query_linear.x[0], cache.key_linear.x[0]
+    of_one = cache.key_linear.x is cache.query_linear.x
     query, key, value = (array[0, head] for array in (attended.query, attended.key, attended.value))
     weights = attended.weights[0, head]
     output_weight = cache.output_linear.weight[:, own : own + K]
     output = weights @ value
     return Trace(
         x,
-        x if cache.key_linear.x is cache.query_linear.x else memory,
+        x if of_one else memory,
         cache.query_linear.weight[own : own + K],
         cache.key_linear.weight[group : group + K],
         cache.value_linear.weight[group : group + K],
@@ -89,6 +92,7 @@ def trace(cache: MultiHeadCache, head: int) -> Trace:
         output @ output_weight.T,
         ", ".join(name for name, done in also.items() if done),
         from_score_to_weight(config),
+        config.token_shift and of_one,  # not in cross-attention
     )
 
 
@@ -107,10 +111,12 @@ def plot_trace(traced: Trace, row_labels: Sequence[str], column_labels: Sequence
     with plot_style():
         figure = new_figure(10, 4 * (height + 0.72) + 0.5)
         figure.suptitle(title)
-        grid, own = figure.add_gridspec(4, 1), "input" if traced.x is traced.memory else "memory"
+        grid, of_one = figure.add_gridspec(4, 1), traced.x is traced.memory
+        read = "input, right half: the token before" if traced.shifted else "input"
+        own = read if of_one else "memory"
         also = f" ({traced.also})" if traced.also else ""
         projections = (
-            ("Q", "input", traced.x[t], traced.query_weight, traced.query[t], rows),
+            ("Q", read, traced.x[t], traced.query_weight, traced.query[t], rows),
             ("K", own, traced.memory[s], traced.key_weight, traced.key[s], columns),
             ("V", own, traced.memory[s], traced.value_weight, traced.value[s], columns),
         )

@@ -270,6 +270,19 @@ def test_a_trace_names_every_step_from_score_to_weight(tmp_path, figures):
     assert figures[0].axes[10].get_title() == "$\\rightarrow$ soft cap, ALiBi's penalty, softmax: weights $P$"
 
 
+@pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
+def test_a_trace_says_where_half_of_its_input_is_from(cross, tmp_path, figures):
+    """With the token shift a row of the input is of two tokens; cross-attention reads its own alone."""
+    config = ModelConfig(width=4, heads=1, bias=False, token_shift=True)
+    parameters = {f"{name}.weight": np.eye(4) for name in ("query", "key", "value", "output")}
+    x, memory = np.eye(4)[None, :3], np.eye(4)[None] if cross else None
+    _, cache = multi_head_attention_forward(x, memory, parameters, config, cross=cross)
+    plot_trace(trace(cache, 0), "abc", "efgh" if cross else "abc", tmp_path / "trace.png", "a head")
+    titles = [figures[0].axes[place].get_title() for place in (0, 3)]
+    shifted = "input, right half: the token before, 4 channels"
+    assert titles == (["input, 4 channels", "memory, 4 channels"] if cross else [shifted, shifted])
+
+
 def test_a_dollar_sign_is_no_formula(tmp_path, figures):
     """GPT-2 has tokens of two dollar signs, and a text may have $x$ in it."""
     labels = ["$x$", "$$", "a"]
