@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
@@ -37,7 +39,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.getoption("--write-bounds") and within.REGISTRY:
-        REPORT.write_text(within.markdown(), encoding="utf-8")
+        instructions = torch.backends.cpu.get_cpu_capability()
+        libraries = f"NumPy {np.__version__} and torch {torch.__version__} on a processor with {instructions}"
+        REPORT.write_text(within.markdown(libraries), encoding="utf-8")
         terminalreporter.write_line(f"wrote {REPORT}")
     if config.getoption("--report-bounds") and within.REGISTRY:
         terminalreporter.section("error/bound")

@@ -69,8 +69,8 @@ def report() -> str:
     return "\n".join(lines)
 
 
-def markdown() -> str:
-    """The registry as a Markdown document: per operation and dtype, each tensor's worst error/bound."""
+def markdown(libraries: str) -> str:
+    """The registry as a Markdown document: per operation and dtype, each tensor's worst error/bound, by these libraries."""
     own: dict[tuple[str, str, str], Tally] = {}
     for (operation, tensor, dtype), tally in REGISTRY.items():
         if not operation.startswith(("toy", "assert_parity")):
@@ -91,6 +91,8 @@ def markdown() -> str:
         "[bounds.py](bounds.py); the twin's is twice as wide (TWIN_FACTOR there says why). rms and bias are of the error in",
         "units of the modelled standard deviation, where a witness rounds at all: an rms of 1 or less says that the model",
         "of rounding fits; a bias far from 0 would be a systematic error.",
+        "",
+        f"Computed by {libraries}; others round otherwise.",
         "",
         f"{len(own)} rows, {others} of them the instrument's own tests or central differences, half of whose bound is their",
         f"own error; worst {worst:.4f}; {exact} are exactly 0, where nothing rounds (copies, looked-up rows, sums of one",
