@@ -27,9 +27,9 @@ def token_shift_forward(
 ) -> tuple[np.ndarray, TokenShiftCache]:
     """y[t, i] = x[t, i] for the first half of the channels, y[t, i] = x[t-1, i] for the second; nothing is before the first.
 
-    So a sub-layer sees pairs of neighbours at no cost; its source learns a share of both tokens for each channel, here they
-    are 0 and 1. Padding passes nothing on. Shapes: x (B, T, D), padding (B, T) bool, True for a real token; y like x.
-    `past` has the token before the first and takes the last one in.
+    So a sub-layer sees pairs of neighbours, with no parameter more. Its source mixes both tokens in every channel, in shares
+    that are learned; here they are 0 and 1. Padding passes nothing on. Shapes: x (B, T, D), padding (B, T) bool, True for a
+    real token; y like x. `past` has the token before the first and takes the last one in.
     """
     half = x.shape[2] // 2
     own, passed = x[:, :, : x.shape[2] - half], x[:, :, x.shape[2] - half :]
