@@ -38,6 +38,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if hasattr(config, "workeroutput"):  # a part of the registry; the whole is written by the process that collects them
+        return
     if config.getoption("--write-bounds") and within.REGISTRY:
         instructions = torch.backends.cpu.get_cpu_capability()
         libraries = f"NumPy {np.__version__} and torch {torch.__version__} on a processor with {instructions}"

@@ -1,4 +1,4 @@
-"""Token shift: a part of what a sub-layer reads of a token is the token before's (Peng et al. 2023, section 3.1.1)."""
+"""Token shift: a part of what a sub-layer reads of a token is the token before's (Peng et al. 2023, "token shift")."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ def token_shift_forward(
 ) -> tuple[np.ndarray, TokenShiftCache]:
     """y[t, i] = x[t, i] for the first half of the channels, y[t, i] = x[t-1, i] for the second; nothing is before the first.
 
-    So a sub-layer sees pairs of neighbours, with no parameter more. Its source mixes both tokens in every channel, in shares
+    So a sub-layer sees pairs of neighbours, with no parameter more. The paper mixes both tokens in every channel, in shares
     that are learned; here they are 0 and 1. Padding passes nothing on. Shapes: x (B, T, D), padding (B, T) bool, True for a
     real token; y like x. `past` has the token before the first and takes the last one in.
     """

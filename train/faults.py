@@ -42,7 +42,7 @@ FAULTS = (
         "twin_without_feed_forward",
         "A block is attention alone.",
         "torch_impl/block.py",
-        "return self._residual(x, self.feed_forward, self.feed_forward_norm, generator)",
+        "return self._residual(x, feed_forward, self.feed_forward_norm, generator)",
         "return x",
     ),
     Mutant(
