@@ -34,7 +34,7 @@ def token_shift(x: Tensor, padding: Tensor | None = None, past: LastToken | None
     first = x.new_zeros((x.shape[0], 1, half)) if past is None or past.half is None else past.half
     passed = torch.cat((first, passed), dim=1)  # (B, T+1, D/2)
     if past is not None:
-        past.half = passed[:, -1:]
+        past.half = passed[:, -1:].clone(memory_format=torch.contiguous_format)  # of one layout: no second graph for it
     return torch.cat((own, passed[:, :-1]), dim=2)
 
 

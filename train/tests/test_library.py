@@ -19,6 +19,7 @@ from torch_impl.model import Transformer
 from torch_impl.normalization import layer_norm, rms_norm
 from torch_impl.position import make_tables_constant, rotary
 from torch_impl.softmax import softmax
+from torch_impl.token_shift import token_shift
 
 TOKENS = torch.from_numpy(np.random.default_rng(0).integers(0, 11, (3, 7)))
 
@@ -163,6 +164,10 @@ def test_inside_of_torch_func_the_operations_are_torchs():
     again = x[None, None].clone().requires_grad_()
     (rotary(again, 2) ** 3).sum().backward()
     assert torch.allclose(turned, again.grad)
+    shifted = torch.func.grad(lambda x: (token_shift(x) ** 3).sum())(x[None])
+    again = x[None].clone().requires_grad_()
+    (token_shift(again) ** 3).sum().backward()
+    assert torch.equal(shifted, again.grad)
 
 
 @pytest.mark.parametrize("position", ["sinusoidal", "rotary", "alibi", "learned"])
@@ -199,7 +204,11 @@ def test_a_compiled_model_takes_all_lengths_in_two_graphs(position, kind):
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("options", [{"position": "rotary", "key_value_heads": 2}, {"kind": "encoder_decoder"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"position": "rotary", "key_value_heads": 2}, {"kind": "encoder_decoder"}, {"token_shift": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_compiled_decoding_needs_one_graph(monkeypatch, options, bfloat16):
     """Of the step by one token; the prompt runs as it is. In it a product is a sum, which the compiler makes in one pass."""
