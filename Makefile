@@ -7,7 +7,7 @@ STAMP := .venv/twinformer.stamp
 SEED ?= $(shell date +%s)
 SEED := $(SEED)
 RANDOM_TESTS := $(addprefix parity_tests/test_,$(addsuffix .py,linear embedding softmax activation normalization dropout \
-	loss position mask attention flash_attention linear_attention feed_forward block model parameters metamorphic optimizer decode))
+	loss position mask attention flash_attention linear_attention feed_forward token_shift block model parameters metamorphic optimizer decode))
 
 .DEFAULT_GOAL := help
 .PHONY: help train test test-random test-deep bounds mutants generic-mutants figures blog bench lint clean
