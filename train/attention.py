@@ -71,7 +71,8 @@ def draw_view(
                 if stack.name == "cross":
                     continue
                 rolled = rollout(list(stack.weights.values()))
-                plot_rollout(rolled, rows, path, f"{stack.title}, rolled out: what (across) reaches whom (down)")
+                said = "what (across) reaches whom (down) by attention alone"  # a token shift moves something, too
+                plot_rollout(rolled, rows, path, f"{stack.title}, rolled out: {said}")
             case "statistics":
                 plot_statistics(stack.weights, stack.name != "cross", path, stack.title)
             case "trace":
