@@ -14,33 +14,13 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, epsilon: f
     """weight * (x - mean) / sqrt(variance + epsilon) + bias, with the biased variance. Shapes: x (..., D), the rest (D,).
 
     torch's kernels for a CPU multiply and subtract afterwards: where the mean is far above the deviation, digits cancel.
-    From rows that are centred already nothing is left to cancel: so it is done where the gradient of x is wanted.
+    From rows that are centred already nothing is left to cancel: so it is done where the gradient of x is wanted. The mean
+    counts as a constant there, since no derivative of LayerNorm changes when a constant is taken from its rows.
     """
     x = x.to(weight.dtype)  # see rms_norm
-    if x.device.type == "cpu" and x.requires_grad and own_backward():
-        return _LayerNorm.apply(x, weight, bias, epsilon)
+    if x.device.type == "cpu" and x.requires_grad:
+        x = x - x.detach().mean(dim=-1, keepdim=True)
     return F.layer_norm(x, weight.shape, weight, bias, epsilon)
-
-
-class _LayerNorm(torch.autograd.Function):
-    """LayerNorm of x - mean by torch's kernels. A row of its gradient sums to 0: nothing flows back through the mean."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float) -> Tensor:
-        centred = x - x.mean(dim=-1, keepdim=True)
-        y, mean, inverse = torch.native_layer_norm(centred, weight.shape, weight, bias, epsilon)
-        ctx.save_for_backward(centred, mean, inverse, weight, bias)
-        return y
-
-    @staticmethod
-    @first_derivative
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        centred, mean, inverse, weight, bias = ctx.saved_tensors
-        wanted = [True, True, bias is not None]
-        d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
-            d_y, centred, weight.shape, mean, inverse, weight, bias, wanted
-        )
-        return d_x, d_weight, d_bias, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float = 1e-5) -> Tensor:

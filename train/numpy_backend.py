@@ -19,10 +19,12 @@ from reference_numpy.optimizer import (
     adamw_initial,
     adamw_step,
     clip_gradients,
+    is_hidden_matrix,
     muon_initial,
     muon_step,
 )
 from train.backend import Arrays, Backend, Sampling, Step, adamw_options, adamw_rate, counted, pack, unpack
+from train.bundles import Bundles
 from train.configuration import TrainConfig
 from train.data import Batch
 from train.threads import RowsOf, Threads
@@ -33,9 +35,11 @@ class NumpyBackend:
 
     def __init__(self, model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> None:
         self._model, self._options, self._dropout = model, options, dropout
-        self._parameters = dict(parameters)
         muon = options.optimizer == "muon"
-        self._state: AdamWState | MuonState = (muon_initial if muon else adamw_initial)(self._parameters)
+        self._bundles = Bundles(parameters, alone=lambda name, array: muon and is_hidden_matrix(name, array))
+        self._bundled = self._bundles.join(parameters)
+        self._parameters = self._bundles.split(self._bundled)
+        self._state: AdamWState | MuonState = (muon_initial if muon else adamw_initial)(self._bundled)
         self._threads = Threads()
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
@@ -55,7 +59,7 @@ class NumpyBackend:
     def _gradients(
         self, batch: Batch, label_smoothing: float, count: int, dropout: np.random.Generator | None
     ) -> tuple[Any, Arrays]:
-        """The sum of the loss over `count`, and its gradients: both are sums over the rows of the batch."""
+        """The sum of the loss over `count`, and its gradients in bundles: both are sums over the rows of the batch."""
 
         def of_share(share: tuple[Batch, slice]) -> tuple[Any, Arrays, RowsOf | None]:
             part, rows = share
@@ -76,26 +80,30 @@ class NumpyBackend:
         if dropout is not None:  # all have drawn the same
             dropout.bit_generator.state = generators[0].bit_generator.state
 
-        def of_group(names: Sequence[str]) -> Arrays:
-            return functools.reduce(_add, [{name: part[name] for name in names} for part in gradients])
+        def of_group(bundles: Sequence[str]) -> Arrays:
+            return functools.reduce(_add, [self._bundles.join(part, bundles) for part in gradients])
 
-        return sum(losses), functools.reduce(operator.or_, self._threads.map(of_group, self._threads.groups(gradients[0])))
+        return sum(losses), functools.reduce(operator.or_, self._threads.map(of_group, self._groups()))
 
     def _update(self, gradients: Arrays, learning_rate: float) -> None:
-        """The optimizer's step; it takes each parameter by itself, so every thread takes some."""
+        """The optimizer's step, by bundles; it takes each by itself, so every thread takes some."""
         options, state, own = self._options, self._state, adamw_options(self._options)
 
-        def of_group(names: Sequence[str]) -> tuple[Arrays, AdamWState | MuonState]:
-            parameters = {name: self._parameters[name] for name in names}
+        def of_group(bundles: Sequence[str]) -> tuple[Arrays, AdamWState | MuonState]:
+            parameters = {name: self._bundled[name] for name in bundles}
             if isinstance(state, AdamWState):
                 return adamw_step(parameters, gradients, state, learning_rate, **own)
             rates = (learning_rate, adamw_rate(options, learning_rate))
             return muon_step(parameters, gradients, state, *rates, momentum=options.momentum, **own)
 
-        parts, states = zip(*self._threads.map(of_group, self._threads.groups(self._parameters)), strict=True)
-        together = functools.reduce(operator.or_, parts)
-        self._parameters = {name: together[name] for name in self._parameters}
+        parts, states = zip(*self._threads.map(of_group, self._groups()), strict=True)
+        self._bundled = functools.reduce(operator.or_, parts)
+        self._parameters = self._bundles.split(self._bundled)
         self._state = functools.reduce(_joined, states)
+
+    def _groups(self) -> list[list[str]]:
+        """Which bundles each thread takes."""
+        return self._threads.groups(self._bundled)
 
     def evaluate_loss(self, batch: Batch) -> float:
         def of_share(share: tuple[Batch, slice]) -> float:
@@ -107,7 +115,7 @@ class NumpyBackend:
 
     def gradients(self, batch: Batch) -> Arrays:
         _, gradients = self._gradients(batch, 0.0, batch.counted, None)
-        return gradients
+        return self._bundles.split(gradients)
 
     def predict(self, batch: Batch) -> np.ndarray:
         return self._logits(batch).argmax(axis=-1)
@@ -137,17 +145,20 @@ class NumpyBackend:
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
         parts = unpack(arrays, self._parts())
-        adamw_state = AdamWState(int(extra["updates"]), parts["first"], parts["second"])
-        self._parameters = parts["parameters"]
-        self._state = MuonState(parts["momentum"], adamw_state) if "momentum" in parts else adamw_state
+        bundled = {part: self._bundles.join(named) for part, named in parts.items()}
+        self._bundled, momentum = bundled["parameters"], bundled.get("momentum")
+        self._parameters = self._bundles.split(self._bundled)
+        own = AdamWState(int(extra["updates"]), bundled["first"], bundled["second"])
+        self._state = own if momentum is None else MuonState(momentum, own)
 
     def alone(self) -> Backend:
         return self
 
     def _parts(self) -> dict[str, Arrays]:
         own = self._adamw_state()
-        parts = {"parameters": self._parameters, "first": own.first, "second": own.second}
-        return parts | ({"momentum": self._state.momentum} if isinstance(self._state, MuonState) else {})
+        bundled = {"parameters": self._bundled, "first": own.first, "second": own.second}
+        bundled |= {"momentum": self._state.momentum} if isinstance(self._state, MuonState) else {}
+        return {part: self._bundles.split(bundles) for part, bundles in bundled.items()}
 
     def _adamw_state(self) -> AdamWState:
         return self._state.adamw if isinstance(self._state, MuonState) else self._state
