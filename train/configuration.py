@@ -8,6 +8,7 @@ neither numpy nor torch, so that help is quick.
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 import types
 from collections.abc import Mapping
@@ -194,6 +195,8 @@ class TrainConfig:
             require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in COUNTS_FROM_0:
             require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
+        for name in (*COUNTS_FROM_1, *COUNTS_FROM_0):  # beyond, NumPy has no such index
+            require(getattr(self, name) <= sys.maxsize, name, f"at most {sys.maxsize}", getattr(self, name))
         for name in ("minimum_learning_rate", "weight_decay", "clip_norm", "length_penalty"):
             require(0 <= getattr(self, name) < float("inf"), name, "a finite number of at least 0", getattr(self, name))
         for name in ("learning_rate", "adamw_learning_rate", "epsilon"):

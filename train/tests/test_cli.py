@@ -99,6 +99,7 @@ def test_a_resumed_run_writes_the_files_of_an_unbroken_one(tmp_path, backend):
         (["train", "--dtype", "int8"], "invalid choice 'int8' for argument '--dtype'"),
         (["train", "--heads", "3"], "heads: expected a divisor of the width 128, got 3"),
         (["train", "--steps", "0"], "steps: expected at least 1, got 0"),
+        (["train", "--batch", str(2**63)], f"batch: expected at most {2**63 - 1}, got {2**63}"),
         (["train", "--learning-rate", "nan"], "learning_rate: expected a finite number above 0, got nan"),
         (["train", "--preset", "huge"], "preset: expected one of default, nanogpt-cpu, fast, tiny"),
         (["train", "--corpus", "no-such-text"], "corpus: expected one of shakespeare, tinyshakespeare, or the path"),
