@@ -10,8 +10,8 @@ import numpy as np
 
 from train.backend import Arrays
 
-# Numbers in a bundle, about. AdamW on each of a small model's 52 arrays took two threads, which wait for the interpreter
-# between one call and the next, 1.7 times as long as on bundles of 100,000 to 400,000 (train/benchmarks/NOTES.md).
+# Numbers in a bundle, about: few calls, since two threads wait for the interpreter between one and the next, and arrays
+# that fit into a cache. train/benchmarks/NOTES.md has what was measured.
 SIZE = 1 << 17
 
 
@@ -21,7 +21,7 @@ class Bundles:
 
     def __init__(self, arrays: Mapping[str, np.ndarray], alone: Callable[[str, np.ndarray], bool]) -> None:
         self._shapes = {name: array.shape for name, array in arrays.items()}
-        self._alone = {name for name, array in arrays.items() if alone(name, array)}
+        self._alone = [name for name, array in arrays.items() if alone(name, array)]  # in order, as sums over bundles are
         others = {name: array for name, array in arrays.items() if name not in self._alone}
         matrices = {name: array.size for name, array in others.items() if array.ndim >= 2}
         vectors = {name: array.size for name, array in others.items() if array.ndim < 2}

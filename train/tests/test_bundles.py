@@ -29,7 +29,8 @@ def test_every_number_is_in_its_place(drawn, size):
     assert list(split) == list(arrays)
     assert all((split[name] == array).all() and split[name].shape == array.shape for name, array in arrays.items())
     assert sum(bundle.size for bundle in joined.values()) == sum(array.size for array in arrays.values())
-    assert own <= set(joined) and all(joined[name].shape == arrays[name].shape for name in own)
+    assert [name for name in joined if name in own] == [name for name in arrays if name in own]  # the same in every process
+    assert all(joined[name].shape == arrays[name].shape for name in own)
     for name, bundle in joined.items():  # as a whole a matrix where its arrays are, and not much larger than asked for
         assert (bundle.ndim >= 2) == (arrays[name].ndim >= 2)
         assert bundle.size < size + max(array.size for array in arrays.values())
