@@ -67,8 +67,10 @@ def relu_backward(d_y: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def relu_squared_forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """y = max(x, 0)^2 (So et al. 2021, Primer, section 3). The cache is max(x, 0)."""
-    positive, _ = relu_forward(x)
+    """y = max(x, 0)^2 (So et al. 2021, Primer, section 3). The cache is max(x, 0).
+
+    np.where, which also decides whose derivative counts at 0, would take several times as long; that of the square is 0."""
+    positive = np.maximum(x, 0)
     return positive * positive, positive
 
 

@@ -144,11 +144,13 @@ def _causal_attention_forward(
 
 def _causal_attention_backward(d_output: np.ndarray, cache: CausalCache) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Gradients of query, key and value: a query is in one block; a key in its own and all later ones, so it sums them."""
-    d_queries, d_key, d_value = [], np.zeros_like(cache.key), np.zeros_like(cache.value)
-    for block in cache.blocks:
+    *others, last = cache.blocks  # the last reaches all keys
+    d_rows, d_key, d_value = scaled_dot_product_attention_backward(d_output[:, :, -last.query.shape[2] :], last)
+    d_queries = [d_rows]
+    for block in reversed(others):
         T, stop = block.query.shape[2], block.key.shape[2]
-        d_query, d_block_key, d_block_value = scaled_dot_product_attention_backward(d_output[:, :, stop - T : stop], block)
-        d_queries.append(d_query)
+        d_rows, d_block_key, d_block_value = scaled_dot_product_attention_backward(d_output[:, :, stop - T : stop], block)
+        d_queries.insert(0, d_rows)
         d_key[:, :, :stop] += d_block_key
         d_value[:, :, :stop] += d_block_value
     return np.concatenate(d_queries, axis=2), d_key, d_value

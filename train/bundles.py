@@ -1,54 +1,45 @@
-"""Arrays of many names as a few larger ones, for work that treats all numbers alike."""
+"""Arrays of many names as parts of one row of numbers, and as a few larger arrays for work that treats all numbers alike."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 
 from train.backend import Arrays
 
-# Numbers in a bundle, about: few calls, since two threads wait for the interpreter between one and the next, and arrays
-# that fit into a cache. train/benchmarks/NOTES.md has what was measured.
+# Numbers in a bundle, about: few calls, and arrays that fit into a cache. train/benchmarks/NOTES.md has what was measured.
 SIZE = 1 << 17
 
 
 class Bundles:
-    """Which arrays go together: matrices with matrices, joined to (1, N), and vectors with vectors, to (N,), since AdamW
-    tells the two apart. One that is `alone` keeps its shape. A bundle has the name of its first array."""
+    """Which arrays go together: matrices with matrices, as (1, N), and vectors with vectors, as (N,), since AdamW tells the
+    two apart. One that is `alone` keeps its shape. A bundle has the name of its first array."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray], alone: Callable[[str, np.ndarray], bool]) -> None:
-        self._shapes = {name: array.shape for name, array in arrays.items()}
-        self._alone = [name for name, array in arrays.items() if alone(name, array)]  # in order, as sums over bundles are
-        others = {name: array for name, array in arrays.items() if name not in self._alone}
+    def __init__(self, arrays: Mapping[str, np.ndarray], alone: Set[str]) -> None:
+        own = [name for name in arrays if name in alone]  # in order, as sums over bundles are
+        others = {name: array for name, array in arrays.items() if name not in own}
         matrices = {name: array.size for name, array in others.items() if array.ndim >= 2}
         vectors = {name: array.size for name, array in others.items() if array.ndim < 2}
-        groups = [[name] for name in self._alone] + [*_groups(matrices), *_groups(vectors)]
-        self._names = {names[0]: names for names in groups}
+        places, self._bundles, self.size = {}, {}, 0
+        for names in [[name] for name in own] + [*_groups(matrices), *_groups(vectors)]:
+            start = self.size
+            for name in names:
+                places[name] = (slice(self.size, self.size + arrays[name].size), arrays[name].shape)
+                self.size += arrays[name].size
+            numbers = self.size - start
+            shape = arrays[names[0]].shape if names[0] in own else (1, numbers) if names[0] in matrices else (numbers,)
+            self._bundles[names[0]] = (slice(start, self.size), shape)
+        self._arrays = {name: places[name] for name in arrays}
 
-    def join(self, arrays: Mapping[str, np.ndarray], only: Iterable[str] | None = None) -> Arrays:
-        """The bundles that these arrays make up, or `only` some of them, with numbers of their own."""
-        bundles = [bundle for bundle in self._names if bundle in arrays] if only is None else only
-        return {bundle: self._bundle(bundle, arrays) for bundle in bundles}
+    def arrays(self, row: np.ndarray) -> Arrays:
+        """The arrays by name, as views of (N,) numbers."""
+        return {name: row[where].reshape(shape) for name, (where, shape) in self._arrays.items()}
 
-    def split(self, bundles: Mapping[str, np.ndarray]) -> Arrays:
-        """The arrays by name; their numbers are those of the bundles."""
-        named: Arrays = {}
-        for bundle, joined in bundles.items():
-            numbers, start = joined.reshape(-1), 0
-            for name in self._names[bundle]:
-                stop = start + math.prod(self._shapes[name])
-                named[name] = numbers[start:stop].reshape(self._shapes[name])
-                start = stop
-        return {name: named[name] for name in self._shapes if name in named}
-
-    def _bundle(self, bundle: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        if bundle in self._alone:
-            return arrays[bundle].copy()
-        joined = np.concatenate([arrays[name].reshape(-1) for name in self._names[bundle]])
-        return joined[None] if len(self._shapes[bundle]) >= 2 else joined
+    def bundles(self, row: np.ndarray) -> Arrays:
+        """The bundles by name, as views of (N,) numbers."""
+        return {name: row[where].reshape(shape) for name, (where, shape) in self._bundles.items()}
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:

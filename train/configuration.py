@@ -170,7 +170,7 @@ class TrainConfig:
     dtype: Dtype = "float32"
     """Number format; bfloat16 (torch only) keeps float32 parameters; auto is bfloat16 where the device multiplies in it."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to the libraries."""
+    """CPU threads, or under numpy processes of one thread each; 0 leaves the choice to the libraries."""
     compile: bool = False
     """torch: compile the model before the first step, which takes half a minute on a GPU and makes the others faster."""
     cuda_graphs: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -371,8 +372,8 @@ class Trainer:
         self._undo = {}
         self._remove_unwanted()
         if scores:  # only where it is to be written
-            # The processor's time is that of all threads of this call of the command, from its start.
-            content = {**scores, "validation_loss": loss, "step": self.step, **seconds, "cpu_seconds": time.process_time()}
+            # The processor's time is that of all threads of this call of the command, and of its processes that have ended.
+            content = {**scores, "validation_loss": loss, "step": self.step, **seconds, "cpu_seconds": sum(os.times()[:4])}
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             write_atomically(self.folder / run_folder.SCORES, text.encode())
         return Outcome(self.folder, loss, **seconds, scores=scores)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,116 +12,136 @@ from reference_numpy.config import ModelConfig
 from reference_numpy.decode import CachedDecoder, Decoder, generate
 from reference_numpy.loss import cross_entropy_forward
 from reference_numpy.model import attention_weights, loss_and_gradients, model_forward
-from reference_numpy.optimizer import (
-    AdamWState,
-    MuonState,
-    adamw_initial,
-    adamw_step,
-    clip_gradients,
-    is_hidden_matrix,
-    muon_initial,
-    muon_step,
-)
+from reference_numpy.optimizer import AdamWState, MuonState, adamw_step, clip_gradients, is_hidden_matrix, muon_step
 from train.backend import Arrays, Backend, Sampling, Step, adamw_options, adamw_rate, counted, pack, unpack
 from train.bundles import Bundles
 from train.configuration import TrainConfig
+from train.cores import Cores, Rows, RowsOf, blas_threads, groups, shares
 from train.data import Batch
-from train.threads import RowsOf, Threads
+
+PARAMETERS, FIRST, SECOND, GRADIENTS = range(4)  # rows of the memory; below, the other processes' gradients
+
+
+class Share:
+    """What each process does of a training step: forward and backward pass of some rows, the update of some parameters."""
+
+    def __init__(self, rank: int, model: ModelConfig, options: TrainConfig, bundles: Bundles, shared: Rows) -> None:
+        self.rows = shared.arrays()
+        self.parameters = bundles.arrays(self.rows[PARAMETERS])
+        self._model, self._options, self._own = model, options, bundles.arrays(self.rows[GRADIENTS + rank])
+        self._bundled = [bundles.bundles(row) for row in self.rows[: GRADIENTS + 1]]
+
+    def gradients(
+        self,
+        part: Batch,
+        rows: slice,
+        add: bool,
+        batch: int,
+        count: int,
+        label_smoothing: float,
+        dropout: np.random.Generator | None,
+    ) -> tuple[Any, Any]:
+        """The sum of the loss over `count`, and where the stream is then; the gradients are left in the process's row, or
+        added to it."""
+        generator = None if dropout is None else RowsOf(dropout, rows, batch)
+        loss, gradients = loss_and_gradients(
+            self.parameters,
+            self._model,
+            part.tokens,
+            part.targets,
+            label_smoothing=label_smoothing,
+            count=count,
+            **part.inputs(),
+            generator=generator,
+        )
+        for name, own in self._own.items():
+            own[...] = own + gradients[name] if add else gradients[name]
+        return loss, None if generator is None else generator.bit_generator.state
+
+    def loss(self, part: Batch) -> float:
+        loss, _ = cross_entropy_forward(
+            _logits(self.parameters, self._model, part).astype(np.float64), part.targets, count=1
+        )
+        return float(loss)
+
+    def update(self, names: Sequence[str], updates: int, learning_rate: float) -> None:
+        """The optimizer's step for these bundles, after so many updates; it takes each by itself."""
+        options, own = self._options, adamw_options(self._options)
+        parameters, first, second, gradients = ({name: rows[name] for name in names} for rows in self._bundled)
+        if options.optimizer == "muon":
+            momentum = {name: first.pop(name) for name, array in parameters.items() if is_hidden_matrix(name, array)}
+            state = MuonState(momentum, AdamWState(updates, first, second))
+            rates = (learning_rate, adamw_rate(options, learning_rate))
+            new, after = muon_step(parameters, gradients, state, *rates, momentum=options.momentum, **own)
+            _write(after.momentum, momentum)
+            adamw = after.adamw
+        else:
+            new, adamw = adamw_step(parameters, gradients, AdamWState(updates, first, second), learning_rate, **own)
+        _write(new, parameters)
+        _write(adamw.first, first)
+        _write(adamw.second, second)
 
 
 class NumpyBackend:
     """Trains and runs the spec."""
 
     def __init__(self, model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> None:
-        self._model, self._options, self._dropout = model, options, dropout
-        muon = options.optimizer == "muon"
-        self._bundles = Bundles(parameters, alone=lambda name, array: muon and is_hidden_matrix(name, array))
-        self._bundled = self._bundles.join(parameters)
-        self._parameters = self._bundles.split(self._bundled)
-        self._state: AdamWState | MuonState = (muon_initial if muon else adamw_initial)(self._bundled)
-        self._threads = Threads()
+        self._model, self._options, self._dropout, self._updates = model, options, dropout, 0
+        self._parameters, self._processes = dict(parameters), blas_threads()
+        self._hidden = {n for n, array in parameters.items() if options.optimizer == "muon" and is_hidden_matrix(n, array)}
+        self._bundles = Bundles(parameters, alone=self._hidden)
+
+    @functools.cached_property
+    def _cores(self) -> Cores:
+        """The processes that train, and from now on the parameters in the memory that they share."""
+        dtype = np.result_type(*self._parameters.values())
+        shared = Rows(GRADIENTS + self._processes, self._bundles.size, dtype, shared=self._processes > 1)
+        cores = Cores(self._processes, Share, self._model, self._options, self._bundles, shared)
+        _write(self._parameters, cores.own.parameters)
+        self._parameters = cores.own.parameters
+        return cores
+
+    @property
+    def _rows(self) -> list[np.ndarray]:
+        rows: list[np.ndarray] = self._cores.own.rows
+        return rows
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
-        options, count = self._options, counted(batches)
-        dropout = self._dropout if self._model.dropout > 0 else None
-        loss: Any = 0.0
-        gradients: Arrays | None = None
-        for batch in batches:
-            part, new = self._gradients(batch, options.label_smoothing, count, dropout)
-            loss = loss + part
-            gradients = new if gradients is None else _add(gradients, new)
-        assert gradients is not None
-        gradients, norm = clip_gradients(gradients, options.clip_norm or np.inf)
-        self._update(gradients, learning_rate)
+        options, dropout = self._options, self._dropout if self._model.dropout > 0 else None
+        loss = self._gradients(batches, options.label_smoothing, dropout)
+        total = self._bundles.bundles(self._rows[GRADIENTS])
+        clipped, norm = clip_gradients(total, options.clip_norm or np.inf)
+        if clipped is not total:
+            _write(clipped, total)
+        self._cores.call("update", [(group, self._updates, learning_rate) for group in groups(total, self._processes)])
+        self._updates += 1
         return Step(loss, norm)
 
-    def _gradients(
-        self, batch: Batch, label_smoothing: float, count: int, dropout: np.random.Generator | None
-    ) -> tuple[Any, Arrays]:
-        """The sum of the loss over `count`, and its gradients in bundles: both are sums over the rows of the batch."""
-
-        def of_share(share: tuple[Batch, slice]) -> tuple[Any, Arrays, RowsOf | None]:
-            part, rows = share
-            generator = None if dropout is None else RowsOf(dropout, rows, len(batch.tokens))
-            loss, gradients = loss_and_gradients(
-                self._parameters,
-                self._model,
-                part.tokens,
-                part.targets,
-                label_smoothing=label_smoothing,
-                count=count,
-                **part.inputs(),
-                generator=generator,
-            )
-            return loss, gradients, generator
-
-        losses, gradients, generators = zip(*self._threads.map(of_share, self._threads.shares(batch)), strict=True)
-        if dropout is not None:  # all have drawn the same
-            dropout.bit_generator.state = generators[0].bit_generator.state
-
-        def of_group(bundles: Sequence[str]) -> Arrays:
-            return functools.reduce(_add, [self._bundles.join(part, bundles) for part in gradients])
-
-        return sum(losses), functools.reduce(operator.or_, self._threads.map(of_group, self._groups()))
-
-    def _update(self, gradients: Arrays, learning_rate: float) -> None:
-        """The optimizer's step, by bundles; it takes each by itself, so every thread takes some."""
-        options, state, own = self._options, self._state, adamw_options(self._options)
-
-        def of_group(bundles: Sequence[str]) -> tuple[Arrays, AdamWState | MuonState]:
-            parameters = {name: self._bundled[name] for name in bundles}
-            if isinstance(state, AdamWState):
-                return adamw_step(parameters, gradients, state, learning_rate, **own)
-            rates = (learning_rate, adamw_rate(options, learning_rate))
-            return muon_step(parameters, gradients, state, *rates, momentum=options.momentum, **own)
-
-        parts, states = zip(*self._threads.map(of_group, self._groups()), strict=True)
-        self._bundled = functools.reduce(operator.or_, parts)
-        self._parameters = self._bundles.split(self._bundled)
-        self._state = functools.reduce(_joined, states)
-
-    def _groups(self) -> list[list[str]]:
-        """Which bundles each thread takes."""
-        return self._threads.groups(self._bundled)
+    def _gradients(self, batches: Sequence[Batch], label_smoothing: float, dropout: np.random.Generator | None) -> Any:
+        """The mean loss; its gradients are in the shared memory. Both are sums over the rows of all batches."""
+        rows, loss, used = self._rows, 0.0, 0
+        for batch in batches:
+            parts = shares(batch, self._processes)
+            rest = (len(batch.tokens), counted(batches), label_smoothing, dropout)
+            items = [(*share, rank < used, *rest) for rank, share in enumerate(parts)]
+            answers = self._cores.call("gradients", items)
+            loss += sum(part for part, _ in answers)
+            used = max(used, len(parts))
+            if dropout is not None:  # all have drawn the same
+                dropout.bit_generator.state = answers[0][1]
+        for other in rows[GRADIENTS + 1 : GRADIENTS + used]:
+            rows[GRADIENTS] += other
+        return loss
 
     def evaluate_loss(self, batch: Batch) -> float:
-        def of_share(share: tuple[Batch, slice]) -> float:
-            part, _ = share
-            loss, _ = cross_entropy_forward(self._logits(part).astype(np.float64), part.targets, count=1)
-            return float(loss)
-
-        return sum(self._threads.map(of_share, self._threads.shares(batch)))
+        return sum(self._cores.call("loss", [(part,) for part, _ in shares(batch, self._processes)]))
 
     def gradients(self, batch: Batch) -> Arrays:
-        _, gradients = self._gradients(batch, 0.0, batch.counted, None)
-        return self._bundles.split(gradients)
+        self._gradients([batch], 0.0, None)
+        return _copied(self._bundles.arrays(self._rows[GRADIENTS]))
 
     def predict(self, batch: Batch) -> np.ndarray:
-        return self._logits(batch).argmax(axis=-1)
-
-    def _logits(self, batch: Batch) -> np.ndarray:
-        logits, _ = model_forward(self._parameters, self._model, batch.tokens, **batch.inputs())
-        return logits
+        return _logits(self._parameters, self._model, batch).argmax(axis=-1)
 
     def generate(
         self, tokens: np.ndarray, count: int, generator: np.random.Generator, sampling: Sampling, compiled: bool = False
@@ -138,41 +157,39 @@ class NumpyBackend:
         return {name: weights[0] for name, weights in attention_weights(cache).items()}
 
     def parameters(self) -> Arrays:
-        return dict(self._parameters)
+        return _copied(self._parameters)
 
     def export_state(self) -> tuple[Arrays, dict[str, Any]]:
-        return pack(self._parts()), {"updates": int(self._adamw_state().step)}
+        return {name: array.copy() for name, array in pack(self._parts()).items()}, {"updates": self._updates}
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
-        parts = unpack(arrays, self._parts())
-        bundled = {part: self._bundles.join(named) for part, named in parts.items()}
-        self._bundled, momentum = bundled["parameters"], bundled.get("momentum")
-        self._parameters = self._bundles.split(self._bundled)
-        own = AdamWState(int(extra["updates"]), bundled["first"], bundled["second"])
-        self._state = own if momentum is None else MuonState(momentum, own)
+        parts = self._parts()
+        for part, named in unpack(arrays, parts).items():
+            _write(named, parts[part])
+        self._updates = int(extra["updates"])
 
     def alone(self) -> Backend:
+        self._cores.close()
         return self
 
     def _parts(self) -> dict[str, Arrays]:
-        own = self._adamw_state()
-        bundled = {"parameters": self._bundled, "first": own.first, "second": own.second}
-        bundled |= {"momentum": self._state.momentum} if isinstance(self._state, MuonState) else {}
-        return {part: self._bundles.split(bundles) for part, bundles in bundled.items()}
-
-    def _adamw_state(self) -> AdamWState:
-        return self._state.adamw if isinstance(self._state, MuonState) else self._state
-
-
-def _add(total: Arrays, more: Arrays) -> Arrays:
-    """The sum, in the place of `total`."""
-    for name in total:
-        total[name] += more[name]
-    return total
+        """The shared numbers by part and name: in the row of first moments a hidden matrix of muon's has its momentum."""
+        parameters, first, second = (self._bundles.arrays(self._rows[row]) for row in (PARAMETERS, FIRST, SECOND))
+        momentum = {name: first.pop(name) for name in parameters if name in self._hidden}
+        second = {name: array for name, array in second.items() if name not in self._hidden}
+        parts = {"parameters": parameters, "first": first, "second": second}
+        return parts | {"momentum": momentum} if self._options.optimizer == "muon" else parts
 
 
-def _joined(state: Any, other: Any) -> Any:
-    """The optimizer's state of two groups of parameters as one: AdamW's or Muon's."""
-    if isinstance(state, MuonState):
-        return MuonState(state.momentum | other.momentum, _joined(state.adamw, other.adamw))
-    return AdamWState(state.step, state.first | other.first, state.second | other.second)
+def _logits(parameters: Arrays, model: ModelConfig, batch: Batch) -> np.ndarray:
+    logits, _ = model_forward(parameters, model, batch.tokens, **batch.inputs())
+    return logits
+
+
+def _write(arrays: Mapping[str, np.ndarray], into: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        into[name][...] = array
+
+
+def _copied(arrays: Mapping[str, np.ndarray]) -> Arrays:
+    return {name: array.copy() for name, array in arrays.items()}

@@ -93,7 +93,7 @@ class Contender(NamedTuple):
 
 
 def spec(shape: Shape, batch: Batch) -> Contender:
-    """The spec, in NumPy, in as many threads as `twinformer train --backend numpy` gives it."""
+    """The spec, in NumPy, in as many processes as `twinformer train --backend numpy` gives it."""
     options = shape.options(backend="numpy")
     parameters = initialize(options.model, np.random.default_rng(0))
     backend = create_backend(options.model, parameters, options, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Arrays in bundles: every number in its place, and an update that is the optimizer's on each array."""
+"""Arrays and bundles in one row: every number in its place, and an update that is the optimizer's on each array."""
 
 import numpy as np
 import pytest
@@ -23,21 +23,21 @@ def test_every_number_is_in_its_place(drawn, size):
     own = {f"array {i}" for i, (_, alone) in enumerate(drawn) if alone}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bundles, "SIZE", size)
-        together = Bundles(arrays, lambda name, array: name in own)
-    joined = together.join(arrays)
-    split = together.split(joined)
-    assert list(split) == list(arrays)
-    assert all((split[name] == array).all() and split[name].shape == array.shape for name, array in arrays.items())
-    assert sum(bundle.size for bundle in joined.values()) == sum(array.size for array in arrays.values())
+        together = Bundles(arrays, own)
+    assert together.size == sum(array.size for array in arrays.values())
+    row = np.full(together.size, np.nan)
+    named, joined = together.arrays(row), together.bundles(row)
+    assert list(named) == list(arrays)
+    for name, array in named.items():
+        array[...] = arrays[name]  # of the same shape; no number has two places, or none
+    assert all((array == arrays[name]).all() and array.shape == arrays[name].shape for name, array in named.items())
+    assert (np.concatenate([np.zeros(0), *(bundle.reshape(-1) for bundle in joined.values())]) == row).all()
     assert [name for name in joined if name in own] == [name for name in arrays if name in own]  # the same in every process
     assert all(joined[name].shape == arrays[name].shape for name in own)
     for name, bundle in joined.items():  # as a whole a matrix where its arrays are, and not much larger than asked for
         assert (bundle.ndim >= 2) == (arrays[name].ndim >= 2)
         assert bundle.size < size + max(array.size for array in arrays.values())
-        assert not np.shares_memory(bundle, arrays[name])
-        assert list(together.join(arrays, [name])) == [name]
-    some = {name: arrays[name] for name in own}
-    assert set(together.join(some)) == own
+        assert np.shares_memory(bundle, named[name])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -51,7 +51,7 @@ def test_the_update_is_the_optimizers_on_every_array(monkeypatch, optimizer):
     with threadpool_limits(1, user_api="blas"):  # two threads add up in another order
         backend = NumpyBackend(options.model, expected, options, seed(0))
         again = NumpyBackend(options.model, initialize(options.model, seed(1)), options, seed(0))
-    assert len(backend._bundled) > 2
+    assert len(backend._bundles.bundles(np.zeros(backend._bundles.size))) > 2
     state = (adamw_initial if optimizer == "adamw" else muon_initial)(expected)
     for step in range(4):
         batch, gradients = shape.random_batch(step), backend.gradients(shape.random_batch(step))
