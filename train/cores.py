@@ -30,7 +30,7 @@ from train.data import Batch
 ALIGNED = 64  # bytes: a line of the cache, and as much as the widest instruction reads
 
 
-class Rows:
+class Memory:
     """So many rows of numbers, zeros at first; if `shared`, in memory that a process shares with those that it starts."""
 
     def __init__(self, rows: int, numbers: int, dtype: np.dtype, shared: bool) -> None:
@@ -39,7 +39,7 @@ class Rows:
         size = rows * self._row + ALIGNED
         self._memory: Any = RawArray(ctypes.c_byte, size) if shared else (ctypes.c_byte * size)()
 
-    def arrays(self) -> list[np.ndarray]:
+    def rows(self) -> list[np.ndarray]:
         """The rows, (N,) each, to be written in place."""
         rows, numbers = self._shape
         start = -ctypes.addressof(self._memory) % ALIGNED  # the same in every process: shared memory begins with a page

@@ -16,7 +16,7 @@ from reference_numpy.optimizer import AdamWState, MuonState, adamw_step, clip_gr
 from train.backend import Arrays, Backend, Sampling, Step, adamw_options, adamw_rate, counted, pack, unpack
 from train.bundles import Bundles
 from train.configuration import TrainConfig
-from train.cores import Cores, Rows, RowsOf, blas_threads, groups, shares
+from train.cores import Cores, Memory, RowsOf, blas_threads, groups, shares
 from train.data import Batch
 
 PARAMETERS, FIRST, SECOND, GRADIENTS = range(4)  # rows of the memory; below, the other processes' gradients
@@ -25,11 +25,11 @@ PARAMETERS, FIRST, SECOND, GRADIENTS = range(4)  # rows of the memory; below, th
 class Share:
     """What each process does of a training step: forward and backward pass of some rows, the update of some parameters."""
 
-    def __init__(self, rank: int, model: ModelConfig, options: TrainConfig, bundles: Bundles, shared: Rows) -> None:
-        self.rows = shared.arrays()
-        self.parameters = bundles.arrays(self.rows[PARAMETERS])
-        self._model, self._options, self._own = model, options, bundles.arrays(self.rows[GRADIENTS + rank])
-        self._bundled = [bundles.bundles(row) for row in self.rows[: GRADIENTS + 1]]
+    def __init__(self, rank: int, model: ModelConfig, options: TrainConfig, bundles: Bundles, memory: Memory) -> None:
+        self.memory = memory.rows()
+        self.parameters = bundles.arrays(self.memory[PARAMETERS])
+        self._model, self._options, self._own = model, options, bundles.arrays(self.memory[GRADIENTS + rank])
+        self._bundled = [bundles.bundles(row) for row in self.memory[: GRADIENTS + 1]]
 
     def gradients(
         self,
@@ -95,21 +95,21 @@ class NumpyBackend:
     def _cores(self) -> Cores:
         """The processes that train, and from now on the parameters in the memory that they share."""
         dtype = np.result_type(*self._parameters.values())
-        shared = Rows(GRADIENTS + self._processes, self._bundles.size, dtype, shared=self._processes > 1)
-        cores = Cores(self._processes, Share, self._model, self._options, self._bundles, shared)
+        memory = Memory(GRADIENTS + self._processes, self._bundles.size, dtype, shared=self._processes > 1)
+        cores = Cores(self._processes, Share, self._model, self._options, self._bundles, memory)
         _write(self._parameters, cores.own.parameters)
         self._parameters = cores.own.parameters
         return cores
 
     @property
-    def _rows(self) -> list[np.ndarray]:
-        rows: list[np.ndarray] = self._cores.own.rows
+    def _memory(self) -> list[np.ndarray]:
+        rows: list[np.ndarray] = self._cores.own.memory
         return rows
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         options, dropout = self._options, self._dropout if self._model.dropout > 0 else None
         loss = self._gradients(batches, options.label_smoothing, dropout)
-        total = self._bundles.bundles(self._rows[GRADIENTS])
+        total = self._bundles.bundles(self._memory[GRADIENTS])
         clipped, norm = clip_gradients(total, options.clip_norm or np.inf)
         if clipped is not total:
             _write(clipped, total)
@@ -119,7 +119,7 @@ class NumpyBackend:
 
     def _gradients(self, batches: Sequence[Batch], label_smoothing: float, dropout: np.random.Generator | None) -> Any:
         """The mean loss; its gradients are in the shared memory. Both are sums over the rows of all batches."""
-        rows, loss, used = self._rows, 0.0, 0
+        memory, loss, used = self._memory, 0.0, 0
         for batch in batches:
             parts = shares(batch, self._processes)
             rest = (len(batch.tokens), counted(batches), label_smoothing, dropout)
@@ -129,8 +129,8 @@ class NumpyBackend:
             used = max(used, len(parts))
             if dropout is not None:  # all have drawn the same
                 dropout.bit_generator.state = answers[0][1]
-        for other in rows[GRADIENTS + 1 : GRADIENTS + used]:
-            rows[GRADIENTS] += other
+        for other in memory[GRADIENTS + 1 : GRADIENTS + used]:
+            memory[GRADIENTS] += other
         return loss
 
     def evaluate_loss(self, batch: Batch) -> float:
@@ -138,7 +138,7 @@ class NumpyBackend:
 
     def gradients(self, batch: Batch) -> Arrays:
         self._gradients([batch], 0.0, None)
-        return _copied(self._bundles.arrays(self._rows[GRADIENTS]))
+        return _copied(self._bundles.arrays(self._memory[GRADIENTS]))
 
     def predict(self, batch: Batch) -> np.ndarray:
         return _logits(self._parameters, self._model, batch).argmax(axis=-1)
@@ -174,7 +174,7 @@ class NumpyBackend:
 
     def _parts(self) -> dict[str, Arrays]:
         """The shared numbers by part and name: in the row of first moments a hidden matrix of muon's has its momentum."""
-        parameters, first, second = (self._bundles.arrays(self._rows[row]) for row in (PARAMETERS, FIRST, SECOND))
+        parameters, first, second = (self._bundles.arrays(self._memory[row]) for row in (PARAMETERS, FIRST, SECOND))
         momentum = {name: first.pop(name) for name in parameters if name in self._hidden}
         second = {name: array for name, array in second.items() if name not in self._hidden}
         parts = {"parameters": parameters, "first": first, "second": second}

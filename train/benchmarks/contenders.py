@@ -14,7 +14,7 @@ import io
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,10 +189,12 @@ def nanogpt(shape: Shape, batch: Batch, folder: str) -> Contender:
 
 def nanogpt_model(shape: Shape, folder: str, bias: bool = True) -> Any:
     """nanoGPT's model at this shape, from its model.py."""
-    if str(Path(folder)) not in sys.path:
-        sys.path.insert(0, str(Path(folder)))
-    import model as module  # type: ignore[import-not-found]  # a file of that name in the folder
-
+    # By its file: with the folder on the path, its train.py would be what other processes find where they look for ours.
+    found = spec_from_file_location("nanogpt_model", Path(folder) / "model.py")
+    assert found is not None and found.loader is not None
+    module: Any = module_from_spec(found)
+    sys.modules[found.name] = module  # its dataclass looks there for the types of its fields
+    found.loader.exec_module(module)
     config = module.GPTConfig(
         block_size=shape.context,
         vocab_size=shape.vocabulary,

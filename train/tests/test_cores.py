@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from reference_numpy.dropout import dropout_mask
 from train import run_folder
-from train.cores import Cores, Rows, RowsOf, blas_threads, groups, shares
+from train.cores import Cores, Memory, RowsOf, blas_threads, groups, shares
 from train.data import Batch
 from train.tests.runs import envelope, exact_loss, losses, options, run
 
@@ -25,11 +25,11 @@ TWO = os.environ | {"OMP_NUM_THREADS": "2", "PYTHONPATH": os.getcwd()}
 class Worker:
     """What the processes of these tests do."""
 
-    def __init__(self, rank, rows):
-        self.rank, self.arrays = rank, rows.arrays()
+    def __init__(self, rank, memory):
+        self.rank, self.rows = rank, memory.rows()
 
     def where(self, add):
-        self.arrays[self.rank] += add
+        self.rows[self.rank] += add
         blas = {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
         return self.rank, os.getpid(), blas
 
@@ -49,7 +49,7 @@ def two():
 
 @pytest.fixture
 def cores(two):
-    made = Cores(2, Worker, Rows(2, 3, np.dtype(np.float32), shared=True))
+    made = Cores(2, Worker, Memory(2, 3, np.dtype(np.float32), shared=True))
     yield made
     made.close()
 
@@ -80,13 +80,13 @@ def test_each_process_has_one_thread_of_blas_and_the_same_memory(cores):
         assert one == os.getpid() != other
         assert its == others == {1}
     assert blas_threads() == 2
-    assert [row.tolist() for row in cores.own.arrays] == [[3.0] * 3, [5.0] * 3]
+    assert [row.tolist() for row in cores.own.rows] == [[3.0] * 3, [5.0] * 3]
 
 
 def test_one_process_is_the_caller():
     with threadpool_limits(1, user_api="blas"):
         assert blas_threads() == 1
-    cores = Cores(1, Worker, Rows(1, 3, np.dtype(np.float64), shared=False))
+    cores = Cores(1, Worker, Memory(1, 3, np.dtype(np.float64), shared=False))
     assert cores.call("where", [(1,)])[0][:2] == (0, os.getpid())
     assert not active_children()
 
@@ -94,7 +94,7 @@ def test_one_process_is_the_caller():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shared", [True, False])
 def test_rows_are_apart_and_begin_at_a_line_of_the_cache(dtype, shared):
-    rows = Rows(3, 5, np.dtype(dtype), shared).arrays()
+    rows = Memory(3, 5, np.dtype(dtype), shared).rows()
     for number, row in enumerate(rows):
         assert (row == 0).all()
         assert row.ctypes.data % 64 == 0
@@ -121,7 +121,7 @@ def test_a_process_that_was_ended_is_named_and_another_started(cores):
 
 
 def test_a_process_ends_with_what_it_is_for(two):
-    cores = Cores(2, Worker, Rows(2, 3, np.dtype(np.float32), shared=True))
+    cores = Cores(2, Worker, Memory(2, 3, np.dtype(np.float32), shared=True))
     process = process_of(cores)
     del cores
     gc.collect()
@@ -130,9 +130,9 @@ def test_a_process_ends_with_what_it_is_for(two):
 
 SCRIPT = """
 import os, signal, sys, numpy as np
-from train.cores import Cores, Rows
+from train.cores import Cores, Memory
 from train.tests.test_cores import Worker, process_of
-cores = Cores(2, Worker, Rows(2, 3, np.dtype("f4"), shared=True))
+cores = Cores(2, Worker, Memory(2, 3, np.dtype("f4"), shared=True))
 print(process_of(cores), flush=True)
 """
 
