@@ -64,19 +64,20 @@ class Cores:
     def __init__(self, count: int, make: Callable[..., Any], *arguments: Any) -> None:
         self.count, self._make, self._arguments = count, make, arguments
         self.own = make(0, *arguments)
-        self._blas, self._others = _blas(), list[Connection]()
-        self._end: Callable[[], object] = list
+        self._blas, self._others = _blas(), list[tuple[BaseProcess, Connection]]()
+        # At the end of this process, too, and before multiprocessing, which registered itself earlier, waits for the others.
+        atexit.register(weakref.finalize(self, _end, self._others))
 
     def call(self, method: str, items: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What the method answers to each of `items`, its arguments: the first in this process, the others in theirs.
 
         Raises: what the method raises; ChildProcessError when a process has been ended from outside."""
-        if self.count == 1:
+        if self.count == 1:  # with as many threads of BLAS as it likes
             return [getattr(self.own, method)(*item) for item in items]
         try:
-            if len(items) > 1 and not self._others:
-                self._begin()
-            asked = self._others[: len(items) - 1]
+            for rank in range(1 + len(self._others), len(items)):
+                self._start(rank)
+            asked = [connection for _, connection in self._others[: len(items) - 1]]
             with self._blas.limit(limits=1):
                 for other, item in zip(asked, items[1:], strict=True):
                     other.send((method, item))
@@ -97,33 +98,27 @@ class Cores:
 
     def close(self) -> None:
         """Ends the other processes; another call would start them again, with what is in the shared memory."""
-        self._end()
-        self._others = []
+        _end(self._others)
 
-    def _begin(self) -> None:
+    def _start(self, rank: int) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would copy torch's locks without the threads that hold them
-        processes: list[BaseProcess] = []
-        self._end = weakref.finalize(self, _end, processes, self._others)
-        atexit.register(self._end)  # called before multiprocessing, which registered itself earlier, waits for its processes
+        here, there = context.Pipe()
+        process = context.Process(target=_serve, args=(there, self._make, rank, *self._arguments), daemon=True)
         main = threading.current_thread() is threading.main_thread()  # Python allows handlers only there
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # they inherit this; Ctrl-C is for us
+        previous = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # it inherits this; Ctrl-C is for us
         try:
-            for rank in range(1, self.count):
-                here, there = context.Pipe()
-                process = context.Process(target=_serve, args=(there, self._make, rank, *self._arguments), daemon=True)
-                process.start()
-                there.close()  # so that the end of either process is seen by the other
-                processes.append(process)
-                self._others.append(here)
+            process.start()
         finally:
             if main:
                 signal.signal(signal.SIGINT, previous)
+        self._others.append((process, here))
+        there.close()  # so that the end of either process is seen by the other
 
 
-def _end(processes: Sequence[BaseProcess], connections: Sequence[Connection]) -> None:
-    for connection in connections:
+def _end(others: list[tuple[BaseProcess, Connection]]) -> None:
+    while others:
+        process, connection = others.pop()
         connection.close()
-    for process in processes:
         process.kill()
         process.join()
 

@@ -87,7 +87,8 @@ class NumpyBackend:
 
     def __init__(self, model: ModelConfig, parameters: Arrays, options: TrainConfig, dropout: np.random.Generator) -> None:
         self._model, self._options, self._dropout, self._updates = model, options, dropout, 0
-        self._parameters, self._processes = dict(parameters), blas_threads()
+        self._parameters = dict(parameters)
+        self._processes = min(blas_threads(), options.batch)  # others would have no row
         self._hidden = {n for n, array in parameters.items() if options.optimizer == "muon" and is_hidden_matrix(n, array)}
         self._bundles = Bundles(parameters, alone=self._hidden)
 
@@ -108,17 +109,19 @@ class NumpyBackend:
 
     def gradient_step(self, batches: Sequence[Batch], learning_rate: float) -> Step:
         options, dropout = self._options, self._dropout if self._model.dropout > 0 else None
-        loss = self._gradients(batches, options.label_smoothing, dropout)
+        loss, processes = self._gradients(batches, options.label_smoothing, dropout)
         total = self._bundles.bundles(self._memory[GRADIENTS])
         clipped, norm = clip_gradients(total, options.clip_norm or np.inf)
         if clipped is not total:
             _write(clipped, total)
-        self._cores.call("update", [(group, self._updates, learning_rate) for group in groups(total, self._processes)])
+        self._cores.call("update", [(group, self._updates, learning_rate) for group in groups(total, processes)])
         self._updates += 1
         return Step(loss, norm)
 
-    def _gradients(self, batches: Sequence[Batch], label_smoothing: float, dropout: np.random.Generator | None) -> Any:
-        """The mean loss; its gradients are in the shared memory. Both are sums over the rows of all batches."""
+    def _gradients(
+        self, batches: Sequence[Batch], label_smoothing: float, dropout: np.random.Generator | None
+    ) -> tuple[Any, int]:
+        """The mean loss, and how many processes had rows. The gradients, sums over all rows, are in the memory."""
         memory, loss, used = self._memory, 0.0, 0
         for batch in batches:
             parts = shares(batch, self._processes)
@@ -131,7 +134,7 @@ class NumpyBackend:
                 dropout.bit_generator.state = answers[0][1]
         for other in memory[GRADIENTS + 1 : GRADIENTS + used]:
             memory[GRADIENTS] += other
-        return loss
+        return loss, used
 
     def evaluate_loss(self, batch: Batch) -> float:
         return sum(self._cores.call("loss", [(part,) for part, _ in shares(batch, self._processes)]))

@@ -1,11 +1,15 @@
 """The bench command at a tiny size, so that it never rots. No figure is asserted: machines differ."""
 
 import json
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from threadpoolctl import threadpool_limits
 
 from reference_numpy.parameters import parameter_count
 from train.benchmarks import bench, contenders, leaderboard, memory, report, timing
@@ -62,6 +66,15 @@ def test_memory_is_what_a_contender_adds(monkeypatch, capsys):
     monkeypatch.setattr(memory, "peak_memory", iter([1000, 1500]).__next__)
     memory.main("tiny", "twin")
     assert capsys.readouterr().out == "500\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a system without /proc")
+def test_memory_is_also_what_another_process_adds(monkeypatch, capsys):
+    monkeypatch.setattr(memory, "peak_memory", iter([1000, 1500]).__next__)
+    with threadpool_limits(2, user_api="blas"):
+        memory.main("tiny", "spec")
+    assert 10_000_000 < int(capsys.readouterr().out) < memory._of_its_own(os.getpid())  # it has no torch
+    assert memory._of_its_own(None) == 0
 
 
 def test_the_spread_is_half_of_where_the_middle_half_lies():
@@ -164,6 +177,9 @@ def test_leaderboard(tmp_path, monkeypatch, capsys):
     """The yardstick and our runs on a short text; a second call trains nothing."""
     (tmp_path / "nanogpt").mkdir()
     (tmp_path / "nanogpt" / "model.py").write_text(STUB, encoding="utf-8")
+    path = list(sys.path)
+    assert contenders.nanogpt_model(contenders.SHAPES["tiny"], str(tmp_path / "nanogpt")).table.weight.shape == (65, 65)
+    assert sys.path == path  # its folder has a train.py, which must not be found in the place of our package
     (tmp_path / "text.txt").write_text("to be or not to be, that is the question\n" * 60, encoding="utf-8")
     monkeypatch.setattr(leaderboard, "RECORD", tmp_path / "leaderboard.json")
     monkeypatch.setattr(leaderboard, "TABLE", tmp_path / "LEADERBOARD.md")

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from multiprocessing import active_children
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,10 +123,11 @@ def test_a_process_that_was_ended_is_named_and_another_started(cores):
 
 def test_a_process_ends_with_what_it_is_for(two):
     cores = Cores(2, Worker, Memory(2, 3, np.dtype(np.float32), shared=True))
-    process = process_of(cores)
+    process, before = process_of(cores), os.times()
     del cores
     gc.collect()
     assert gone(process)
+    assert os.times().children_user > before.children_user  # what scores.json tells as the processor's time
 
 
 SCRIPT = """
@@ -139,7 +141,7 @@ print(process_of(cores), flush=True)
 
 @pytest.mark.parametrize(
     ("end", "status"),
-    [("", 0), ("cores._others[0].send(('sleep', (60,)))", 0), ("os.kill(os.getpid(), signal.SIGKILL)", -9)],
+    [("", 0), ("cores._others[0][1].send(('sleep', (60,)))", 0), ("os.kill(os.getpid(), signal.SIGKILL)", -9)],
     ids=["idle", "at-work", "killed"],
 )
 def test_a_process_ends_with_the_one_that_started_it(end, status):
@@ -148,25 +150,41 @@ def test_a_process_ends_with_the_one_that_started_it(end, status):
     assert gone(int(done.stdout))
 
 
-def test_a_signal_to_all_processes_ends_a_run_in_order(tmp_path):
+def ended(folder, end):
+    """Exit status and last line of a long training in two processes, to which `end` is done after some steps."""
+    run(options(folder, backend="numpy", steps=1))
+    arguments = ["--resume", str(folder), "--steps", "1000000", "--log-every", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "train", "train", *arguments],
+        env=TWO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        while len(run_folder.read_log(folder)) < 20 and process.poll() is None:
+            time.sleep(0.05)
+        end(process.pid)
+        _, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors
+    return process.returncode, errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_ends_a_run_in_order(tmp_path, number):
     """As a terminal's Ctrl-C or the end of a job: the step is finished, and the run can be resumed."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        folder = tmp_path / number.name
-        run(options(folder, backend="numpy", steps=1))
-        command = ["resume", str(folder), "steps", "1000000", "log-every", "1"]
-        arguments = [f"--{word}" if place % 2 == 0 else word for place, word in enumerate(command)]
-        with subprocess.Popen(
-            [sys.executable, "-m", "train", "train", *arguments],
-            env=TWO, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        ) as process:  # fmt: skip
-            while len(run_folder.read_log(folder)) < 20 and process.poll() is None:
-                time.sleep(0.05)
-            os.killpg(process.pid, number)
-            _, errors = process.communicate(timeout=30)
-        assert process.returncode == 130
-        assert errors.splitlines()[-1].startswith("twinformer: stopped after step")
-        assert "Traceback" not in errors
-        assert run_folder.read_log(folder)[-1]["step"] > 1
+    status, told = ended(tmp_path / "run", lambda process: os.killpg(process, number))
+    assert status == 130
+    assert told.startswith("twinformer: stopped after step")
+    assert run_folder.read_log(tmp_path / "run")[-1]["step"] > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a system without /proc")
+def test_a_run_that_loses_a_process_says_so(tmp_path):
+    def kill_the_other(process):
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                os.kill(int(child), signal.SIGKILL)
+
+    status, told = ended(tmp_path / "run", kill_the_other)
+    assert status == 2
+    assert told.startswith("twinformer: error: threads: expected 2 processes that share a step, got one that was ended")
 
 
 def test_shares_are_the_batch_and_groups_the_parameters():
