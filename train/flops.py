@@ -55,14 +55,20 @@ def gpu_name() -> str | None:
     return torch.cuda.get_device_name() if torch is not None and torch.cuda.is_initialized() else None
 
 
+def memory_of(process: int | str | None) -> dict[str, int]:
+    """What Linux tells of a process's memory, bytes, by the names of proc(5); {} elsewhere, and where there is no such."""
+    status = Path(f"/proc/{process}/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
+    parts = (line.partition(":") for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, _, value in parts}
+
+
 def peak_memory() -> int | None:
     """The most memory so far, bytes: what torch had reserved on the GPU, else the process's own; None on Windows."""
     if gpu_name() is not None:
         return int(sys.modules["torch"].cuda.max_memory_reserved())
-    status = Path("/proc/self/status")  # on Linux getrusage would hand on what the parent had held
-    for line in status.read_text(encoding="utf-8").splitlines() if status.exists() else []:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
+    if (peak := memory_of("self").get("VmHWM")) is not None:  # on Linux getrusage would hand on what the parent had held
+        return peak
     try:
         import resource
     except ModuleNotFoundError:

@@ -163,7 +163,7 @@ class NumpyBackend:
         return _copied(self._parameters)
 
     def export_state(self) -> tuple[Arrays, dict[str, Any]]:
-        return {name: array.copy() for name, array in pack(self._parts()).items()}, {"updates": self._updates}
+        return _copied(pack(self._parts())), {"updates": self._updates}
 
     def import_state(self, arrays: Mapping[str, np.ndarray], extra: Mapping[str, Any]) -> None:
         parts = self._parts()

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from train.flops import peak_memory
+from train.flops import memory_of, peak_memory
 
 
 def peak_bytes(shape: str, name: str, folder: str | None) -> int | None:
@@ -44,10 +44,8 @@ def main(shape: str, name: str, folder: str | None = None) -> None:
 
 def _of_its_own(process: int | None) -> int:
     """The most memory that another process has held so far, without what it shares now, bytes; 0 without /proc."""
-    status = Path(f"/proc/{process}/status")
-    lines = status.read_text(encoding="utf-8").splitlines() if status.exists() else []
-    kilobytes = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if "kB" in value}
-    return 1024 * (kilobytes.get("VmHWM", 0) - kilobytes.get("RssShmem", 0))
+    memory = memory_of(process)
+    return memory.get("VmHWM", 0) - memory.get("RssShmem", 0)
 
 
 if __name__ == "__main__":
