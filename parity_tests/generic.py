@@ -72,15 +72,15 @@ FILLER = "What fills up the beams can never win, whatever its tokens."
 WHOLE = "At the maximum itself the factor is 1."
 NEGATIVE = "NumPy takes any negative length as the one to be found."
 BIAS = "Without it torch broadcasts the bias itself."
+SERIES = "More terms than it takes, or without the last, which is below the precision."
+LEVELS = "More levels than twice those that it takes, or nearly those."
 
 REASONS = (
     # ---- the same numbers: no test can notice
-    Reason("activation.py", "np.clip(x, -split, split), 0)", ("-split, split), 1)", "-split, split), -1)"), UNREAD),
-    Reason("activation.py", "x.real < 0", ("x.real < 1", "x.real < -1", "x.real <= 0"), UNREAD),
-    Reason("activation.py", "< split", ("<= split",), "At 2.5 both expansions hold."),
-    Reason("activation.py", "split = 2.5", ("split = 3.5",), "From 2.5 to 3.5 both expansions hold."),
-    Reason("activation.py", "!= total + term", ("!= total - term",), "What is too small to add is too small to take away."),
-    Reason("activation.py", "range(80,", ("( 81,", "( 79,"), "Level 80 is beyond every precision."),
+    Reason("activation.py", "SPLIT, series", ("<= SPLIT", ">= -SPLIT"), "At 2.5 both expansions hold."),
+    Reason("activation.py", "SPLIT = 2.5", ("SPLIT = 3.5", "SPLIT = 1.5"), "Terms and levels are as many as it takes there."),
+    Reason("activation.py", "while c[-1] * SPLIT", ("- 1) >", "- 3) >", "+ 2) >", "3 * len", ">= np"), SERIES),
+    Reason("activation.py", "(math.log(np.finfo", ("(2 / SPLIT", ".eps) * (2", "( 1 * SPLIT", "( 3 * SPLIT", "** 3"), LEVELS),
     Reason("attention.py", "ROWS = 64", ("ROWS = 63", "ROWS = 65"), TILES),
     Reason("attention.py", "cache.query_rotary is not None and", ("is not None or",), BOTH),
     Reason("attention.py", "cache.query_norm is not None and", ("is not None or",), BOTH),

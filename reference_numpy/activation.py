@@ -101,39 +101,44 @@ def logistic(x: np.ndarray) -> np.ndarray:
     return 1 - 1 / (1 + np.exp(np.minimum(x, 80)))
 
 
+SPLIT = 2.5  # where the two expansions of erf meet
+
+
 def erf(x: np.ndarray) -> np.ndarray:
     """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x; in longdouble its constants are float64's.
 
     Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and the continued
     fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
-    The clip changes no number: it is for the analysis of rounding, where `near` is a guess if errors are large.
     """
-    split = 2.5
-    near, negative = np.abs(x.real) < split, x.real < 0
-    series = _erf_series(np.where(near, np.clip(x, -split, split), 0))
-    tail = 1 - _erfc_fraction(np.where(near, split, np.where(negative, -x, x)))
-    return np.where(near, series, np.where(negative, -tail, tail))
+    series = _erf_series(np.clip(x, -SPLIT, SPLIT))
+    tail = 1 - _erfc_fraction(np.maximum(np.maximum(x, -x), SPLIT))
+    return np.where(x.real < SPLIT, np.where(x.real > -SPLIT, series, -tail), tail)
 
 
 def _erf_series(x: np.ndarray) -> np.ndarray:
-    """erf(x) = 2/sqrt(pi) exp(-x^2) sum_n 2^n x^(2n+1) / (1 3 5 ... (2n+1)), until no term changes the sum."""
+    """erf(x) = 2/sqrt(pi) exp(-x^2) x sum_n c_n x^(2n), c_n = 2^n / (1 3 5 ... (2n+1)), for |x| <= SPLIT, by Horner's rule.
+
+    The sum ends with the first term that is below the precision at SPLIT, where all are largest.
+    """
+    c = [1.0]
+    while c[-1] * SPLIT ** (2 * len(c) - 2) > np.finfo(x.dtype).eps:
+        c.append(c[-1] * 2 / (2 * len(c) + 1))
     square = x * x
-    term = x
-    total = x
-    n = 0
-    while (total != total + term).any():
-        n += 1
-        term = term * (square * (2 / (2 * n + 1)))
-        total = total + term
-    return total * np.exp(-square) * (2 / math.sqrt(math.pi))
+    total = np.zeros_like(x)
+    for coefficient in reversed(c):
+        total *= square
+        total += coefficient
+    return x * total * np.exp(-square) * (2 / math.sqrt(math.pi))
 
 
 def _erfc_fraction(x: np.ndarray) -> np.ndarray:
-    """1 - erf(x) = exp(-x^2)/sqrt(pi) 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), for x >= 2.5, from the inside out.
+    """1 - erf(x) = exp(-x^2)/sqrt(pi) 1/(x + (1/2)/(x + 1/(x + (3/2)/(x + ...)))), for x >= SPLIT, from the inside out.
 
-    The error shrinks by a factor of about exp(-x sqrt(2/k)) at the k-th level: at 2.5, 80 levels reach x86's longdouble.
+    The error shrinks by a factor of about exp(-x sqrt(2/k)) at the k-th level, of exp(-x sqrt(8 K)) at the first K: these
+    are twice as many as the precision takes at SPLIT.
     """
+    levels = math.ceil((math.log(np.finfo(x.dtype).eps) / (2 * SPLIT)) ** 2)
     fraction = x
-    for k in range(80, 0, -1):
+    for k in range(levels, 0, -1):
         fraction = x + (k / 2) / fraction
     return np.exp(-(x * x)) / fraction / math.sqrt(math.pi)
