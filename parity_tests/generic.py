@@ -72,15 +72,17 @@ FILLER = "What fills up the beams can never win, whatever its tokens."
 WHOLE = "At the maximum itself the factor is 1."
 NEGATIVE = "NumPy takes any negative length as the one to be found."
 BIAS = "Without it torch broadcasts the bias itself."
-SERIES = "More terms than it takes, or without the last, which is below the precision."
+TERMS = "More terms than it takes, or without the last, which is below the precision."
 LEVELS = "More levels than twice those that it takes, or nearly those."
 
 REASONS = (
     # ---- the same numbers: no test can notice
     Reason("activation.py", "SPLIT, series", ("<= SPLIT", ">= -SPLIT"), "At 2.5 both expansions hold."),
-    Reason("activation.py", "SPLIT = 2.5", ("SPLIT = 3.5", "SPLIT = 1.5"), "Terms and levels are as many as it takes there."),
-    Reason("activation.py", "while c[-1] * SPLIT", ("- 1) >", "- 3) >", "+ 2) >", "3 * len", ">= np"), SERIES),
-    Reason("activation.py", "(math.log(np.finfo", ("(2 / SPLIT", ".eps) * (2", "( 1 * SPLIT", "( 3 * SPLIT", "** 3"), LEVELS),
+    Reason(
+        "activation.py", "SPLIT = 2.5", ("SPLIT = 3.5", "SPLIT = 1.5"), "Terms and levels are as many as it takes there."
+    ),
+    Reason("activation.py", "while c[-1] * SPLIT", ("- 1) >", "- 3) >", "+ 2) >", "3 * len", ">= np"), TERMS),
+    Reason("activation.py", "(math.log(np.finfo", ("(2 / SPLIT", "* (2", "( 1 * SPLIT", "( 3 * SPLIT", "** 3"), LEVELS),
     Reason("attention.py", "ROWS = 64", ("ROWS = 63", "ROWS = 65"), TILES),
     Reason("attention.py", "cache.query_rotary is not None and", ("is not None or",), BOTH),
     Reason("attention.py", "cache.query_norm is not None and", ("is not None or",), BOTH),

@@ -193,6 +193,7 @@ def test_a_parameter_without_gradient_has_gradient_zero():
         ({"norm_epsilon": 0.0}, "norm_epsilon: expected a finite number above 0, got 0.0"),
         ({"initial_deviation": -0.1}, "initial_deviation: expected a finite number of at least 0, got -0.1"),
         ({"heads": 2.0}, "heads: expected an integer of at least 1, got 2.0"),
+        ({"layers": 10**20}, f"layers: expected at most 100000, got {10**20}"),
         ({"key_value_heads": 2.0}, "key_value_heads: expected a divisor of the heads 4, got 2.0"),
         ({"window": 2.5}, "window: expected an integer of at least 1, got 2.5"),
         ({"softcap": 0.0}, "softcap: expected a finite number above 0, got 0.0"),

@@ -18,6 +18,7 @@ CHOICES = {
     "activation": get_args(Activation),
     "attention": get_args(Attention),
 }
+MOST_LAYERS = 100_000  # beyond some millions the names of the parameters alone would fill the memory
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class ModelConfig:
             require(getattr(self, name) in words, name, f"one of {', '.join(words)}", getattr(self, name))
         for name in ("vocabulary", "context", "width", "layers", "heads"):
             require(_counts(getattr(self, name)), name, "an integer of at least 1", getattr(self, name))
+        require(self.layers <= MOST_LAYERS, "layers", f"at most {MOST_LAYERS}", self.layers)
         require(self.width % self.heads == 0, "heads", f"a divisor of the width {self.width}", self.heads)
         groups = self.key_value_heads
         require(
