@@ -107,8 +107,8 @@ SPLIT = 2.5  # where the two expansions of erf meet
 def erf(x: np.ndarray) -> np.ndarray:
     """The error function, 2/sqrt(pi) int_0^x exp(-t^2) dt, in the precision of x; in longdouble its constants are float64's.
 
-    Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and the continued
-    fraction 7.1.14 of 1 - erf further out. NumPy has no erf; theirs would also have no longdouble and no complex step.
+    Two expansions of Abramowitz & Stegun: the series 7.1.6 near zero, whose terms have one sign, and further out, of |x|,
+    the continued fraction 7.1.14 of 1 - erf. NumPy has no erf, and a library's has neither longdouble nor complex step.
     """
     series = _erf_series(np.clip(x, -SPLIT, SPLIT))
     tail = 1 - _erfc_fraction(np.maximum(np.maximum(x, -x), SPLIT))
